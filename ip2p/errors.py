@@ -1,0 +1,40 @@
+"""Every error a user may meet, as one tree. A message names what was wrong, where, and what to do.
+
+Ip2pError
+├── InputError        a caption file, manifest or option cannot be used
+│   └── RecipeError   an unknown or ill-typed recipe field
+├── StorageError      a folder or bucket cannot be read or written (no rights, no route, disk full)
+├── CheckpointError   weights are missing, cut short, altered or of the wrong shape
+├── DatasetError      a dataset folder is incomplete or inconsistent
+└── WriterError       a triplet writer (language model or HTTP endpoint) failed for good
+"""
+
+from __future__ import annotations
+
+
+class Ip2pError(Exception):
+    """Base of all errors that ip2p raises on purpose; the command line prints it without a traceback."""
+
+
+class InputError(Ip2pError):
+    """Something the user passed in cannot be used; the message names file, line and remedy."""
+
+
+class RecipeError(InputError):
+    """A recipe field that does not exist or has a value of the wrong type or range."""
+
+
+class StorageError(Ip2pError):
+    """Reading or writing a folder or bucket failed; the message names the place and the remedy."""
+
+
+class CheckpointError(Ip2pError):
+    """Weights that must not be used: the message says what was found, what was expected and what to do."""
+
+
+class DatasetError(Ip2pError):
+    """A dataset folder is incomplete or inconsistent with its manifest."""
+
+
+class WriterError(Ip2pError):
+    """A triplet writer cannot go on (endpoint gone, key refused, budget spent)."""

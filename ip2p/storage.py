@@ -1,0 +1,187 @@
+"""Folders, local or ``s3://``, in which a file appears whole or not at all.
+
+Local writes go to a temporary name, are flushed to disk and renamed; S3 writes are one PutObject. Endpoints and
+keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, …), as for every AWS tool.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import tempfile
+import typing
+from pathlib import Path
+
+from ip2p.errors import StorageError
+
+
+class Folder(typing.Protocol):
+    """What the project needs of a place to keep files. Names are relative, with ``/`` between parts."""
+
+    uri: str
+
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, data: bytes) -> None: ...
+    def exists(self, name: str) -> bool: ...
+    def list(self, prefix: str = "") -> list[str]: ...
+    def delete(self, name: str) -> None: ...
+
+
+def open_folder(uri: str) -> Folder:
+    """A local folder (made when first written) or ``s3://bucket/prefix``."""
+    if uri.startswith("s3://"):
+        bucket, _, prefix = uri[5:].partition("/")
+        if not bucket:
+            raise StorageError(f"{uri!r} names no bucket; write s3://bucket/prefix")
+        return S3Folder(bucket, prefix.strip("/"))
+    if "://" in uri:
+        raise StorageError(f"{uri!r}: only local paths and s3:// are supported")
+    return LocalFolder(Path(uri))
+
+
+def read_file(uri: str) -> bytes:
+    """The bytes of one local or ``s3://`` file."""
+    folder, _, name = uri.rpartition("/")
+    return open_folder(folder or ".").read(name)
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+class LocalFolder:
+    def __init__(self, root: Path):
+        self.root = root
+        self.uri = str(root)
+
+    def read(self, name: str) -> bytes:
+        path = self.root / name
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise StorageError(f"{path}: no such file") from error
+        except OSError as error:
+            raise StorageError(_os_message("read", path, error)) from error
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.root / name
+        temporary = ""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)  # noqa: PTH101  mkstemp makes it private
+            os.replace(temporary, path)  # noqa: PTH105
+            _flush_folder(path.parent)
+        except OSError as error:
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
+            raise StorageError(_os_message("write", path, error, len(data))) from error
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Names of the whole files whose name starts with ``prefix``, sorted; leftovers of a killed write are not."""
+        names = []
+        # Only the folder that the prefix names is walked, so that listing a shard folder never reads its siblings.
+        start = self.root / prefix if prefix.endswith("/") else self.root / Path(prefix).parent
+        for folder, _, files in os.walk(start):
+            for file in files:
+                if not file.endswith(".partial"):
+                    names.append(os.path.relpath(os.path.join(folder, file), self.root))  # noqa: PTH118
+        return sorted(name for name in names if name.startswith(prefix))
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+
+class S3Folder:
+    def __init__(self, bucket: str, prefix: str):
+        import boto3
+        from botocore.config import Config
+
+        self.bucket, self.prefix = bucket, prefix
+        self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
+        retries = {"mode": "standard", "max_attempts": 5}
+        self.client = boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=30))
+
+    def _key(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def _call(self, verb: str, name: str, action: typing.Callable[[], typing.Any]) -> typing.Any:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            return action()
+        except (BotoCoreError, ClientError) as error:
+            raise StorageError(_s3_message(verb, f"s3://{self.bucket}/{self._key(name)}", error)) from error
+
+    def read(self, name: str) -> bytes:
+        def get() -> bytes:
+            return self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
+
+        return typing.cast(bytes, self._call("read", name, get))
+
+    def write(self, name: str, data: bytes) -> None:
+        self._call("write", name, lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
+
+    def exists(self, name: str) -> bool:
+        from botocore.exceptions import ClientError
+
+        try:
+            self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+            return True
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                return False
+            raise StorageError(_s3_message("read", f"{self.uri}/{name}", error)) from error
+
+    def list(self, prefix: str = "") -> list[str]:
+        def pages() -> list[str]:
+            paginator = self.client.get_paginator("list_objects_v2")
+            skip = len(self.prefix) + 1 if self.prefix else 0
+            return [
+                item["Key"][skip:]
+                for page in paginator.paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+                for item in page.get("Contents", ())
+            ]
+
+        return sorted(self._call("list", prefix, pages))
+
+    def delete(self, name: str) -> None:
+        self._call("delete", name, lambda: self.client.delete_object(Bucket=self.bucket, Key=self._key(name)))
+
+
+def _flush_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _os_message(verb: str, path: Path, error: OSError, size: int = 0) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{path}: the disk is full (needed {size} bytes); free space and run the same command again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{path}: no permission to {verb} it; choose another folder or change its rights"
+    return f"{path}: cannot {verb} it: {error.strerror or error}"
+
+
+def _s3_message(verb: str, where: str, error: Exception) -> str:
+    response = getattr(error, "response", {})
+    code = response.get("Error", {}).get("Code", "")
+    if code in ("NoSuchKey", "404"):
+        return f"{where}: no such object"
+    if code == "NoSuchBucket":
+        return f"{where}: no such bucket; create it or correct the name"
+    if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
+        return f"{where}: {verb} refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket policy"
+    if not response:
+        return f"{where}: cannot reach the store ({error}); check AWS_ENDPOINT_URL, AWS_REGION and the network"
+    return f"{where}: {verb} failed: {error}"

@@ -1,0 +1,196 @@
+#!/usr/bin/env python3
+"""Train the postcard family from its own drawings: ``python jobs/pretrain.py --output build/weights``.
+
+Stages in order: vae, clip, latents, unet, lm, reader, save. Each goes on from its last checkpoint, so the command may
+be stopped at any time and run again. On two CPU cores the defaults take about three hours; on one GPU, minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+STAGES = ("vae", "clip", "latents", "unet", "lm", "reader", "save")
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--output", type=Path, default=Path("build/weights"), help="where the family is written (default %(default)s)")
+    add("--work", type=Path, default=Path("build/pretrain"), help="checkpoints and drawings (default %(default)s)")
+    add("--stages", default=",".join(STAGES), help="comma-separated, in order (default %(default)s)")
+    add("--device", default="auto", help="cpu, cuda or auto (default)")
+    add("--threads", type=int, default=0, help="CPU threads, 0 = all cores (default)")
+    add("--drawings", type=int, default=100_000, help="drawings in the training set (default %(default)s)")
+    add("--vae-steps", type=int, default=5000, help="of 16 drawings (default %(default)s)")
+    add("--clip-steps", type=int, default=500, help="of 192 drawings and edits (default %(default)s)")
+    add("--unet-steps", type=int, default=7500, help="of 64 latents (default %(default)s)")
+    add("--lm-steps", type=int, default=3000, help="of 32 triplets (default %(default)s)")
+    add("--reader-steps", type=int, default=3000, help="of 64 drawings (default %(default)s)")
+    args = parser.parse_args(argv)
+    unknown = set(args.stages.split(",")) - set(STAGES)
+    if unknown:
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    import torch
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    stages = args.stages.split(",")
+    for stage in STAGES:
+        if stage in stages:
+            print(f"== {stage}", flush=True)
+            globals()[f"run_{stage}"](args, device)
+    return 0
+
+
+def _drawings(args: argparse.Namespace):
+    from ip2p.postcards.family.drawings import cached_drawings
+
+    return cached_drawings(args.work, args.drawings)
+
+
+def run_vae(args: argparse.Namespace, device: str) -> None:
+    from ip2p.postcards.family.autoencoder import train_autoencoder
+    from ip2p.postcards.family.fitting import Schedule
+
+    schedule = Schedule(args.vae_steps, 16, 2e-3, warmup=200)
+    train_autoencoder(args.work, _drawings(args), schedule, device)
+
+
+def run_clip(args: argparse.Namespace, device: str) -> None:
+    from ip2p.postcards.family.clip import train_clip
+    from ip2p.postcards.family.fitting import Schedule
+
+    train_clip(args.work, _drawings(args), Schedule(args.clip_steps, 192, 1e-3, weight_decay=0.05), device)
+
+
+def run_latents(args: argparse.Namespace, device: str) -> None:
+    import torch
+
+    from ip2p.postcards.family.autoencoder import encode_all
+
+    path = args.work / "latents.pt"
+    if not path.exists():
+        means, stds = encode_all(trained_vae(args.work).to(device), _drawings(args))
+        torch.save({"means": means.half(), "stds": stds.half()}, path.with_suffix(".partial"))
+        os.replace(path.with_suffix(".partial"), path)  # noqa: PTH105
+
+
+def run_unet(args: argparse.Namespace, device: str) -> None:
+    from transformers import CLIPTokenizer
+
+    from ip2p.postcards.family.clip import text_encoder_of
+    from ip2p.postcards.family.fitting import Schedule
+    from ip2p.postcards.family.text_to_image import scaling_factor_of, train_text_to_image
+
+    means, stds = trained_latents(args.work)
+    train_text_to_image(
+        args.work, _drawings(args), (means, stds), scaling_factor_of(means),
+        CLIPTokenizer.from_pretrained(args.work / "tokenizer"),
+        text_encoder_of(trained_clip(args.work)).to(device).requires_grad_(False),
+        Schedule(args.unet_steps, 64, 1e-3, warmup=300), device,
+    )  # fmt: skip
+
+
+def run_lm(args: argparse.Namespace, device: str) -> None:
+    from ip2p.postcards.family.fitting import Schedule
+    from ip2p.postcards.family.triplet_lm import train_triplet_lm
+
+    train_triplet_lm(args.work, Schedule(args.lm_steps, 32, 2e-3), device)
+
+
+def run_reader(args: argparse.Namespace, device: str) -> None:
+    from ip2p.postcards.family.attribute_reader import train_reader
+    from ip2p.postcards.family.fitting import Schedule
+
+    train_reader(args.work, _drawings(args), Schedule(args.reader_steps, 64, 2e-3), device)
+
+
+def run_save(args: argparse.Namespace, device: str) -> None:
+    from ip2p.models.checkpoint import write_manifest
+    from ip2p.postcards.family.attribute_reader import save_reader
+    from ip2p.postcards.family.clip import save_clip, text_encoder_of
+    from ip2p.postcards.family.text_to_image import save_text_to_image, scaling_factor_of
+    from ip2p.postcards.family.triplet_lm import save_triplet_lm
+    from ip2p.postcards.reader import AttributeReader
+
+    clip, vae = trained_clip(args.work), trained_vae(args.work)
+    vae.register_to_config(scaling_factor=scaling_factor_of(trained_latents(args.work)[0]))
+    unet = trained_unet(args.work)
+    if args.output.exists():
+        shutil.rmtree(args.output)
+    save_text_to_image(args.output / "text_to_image", unet, vae, text_encoder_of(clip), args.work / "tokenizer")
+    save_clip(clip, args.work / "tokenizer", args.output / "clip")
+    save_triplet_lm(trained_lm(args.work), args.work / "lm_tokenizer", args.output / "triplet_lm")
+    save_reader(_average(args.work, "reader", AttributeReader()), args.output / "reader")
+    for part in ("text_to_image", "clip", "triplet_lm", "reader"):
+        write_manifest(
+            args.output / part, {"made_by": "jobs/pretrain.py", "device": device, "steps": _steps(args.work)}
+        )
+    print(f"{args.output}: {sum(f.stat().st_size for f in args.output.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def _steps(work: Path) -> dict[str, int]:
+    import torch
+
+    names = ("vae", "clip", "unet", "triplet_lm", "reader")
+    return {name: int(torch.load(work / f"{name}.pt", weights_only=True, mmap=True)["step"]) for name in names}
+
+
+def _average(work: Path, name: str, module):
+    """``module`` with the moving average of checkpoint ``name``."""
+    import torch
+
+    state = torch.load(work / f"{name}.pt", map_location="cpu", weights_only=True)
+    module.load_state_dict(state["average"])
+    return module.eval()
+
+
+def trained_vae(work: Path):
+    from ip2p.postcards.family.autoencoder import new_autoencoder
+
+    return _average(work, "vae", new_autoencoder())
+
+
+def trained_clip(work: Path):
+    from ip2p.postcards.family.clip import new_clip
+
+    return _average(work, "clip", new_clip(len(json.loads((work / "tokenizer" / "vocab.json").read_text()))))
+
+
+def trained_unet(work: Path):
+    from ip2p.postcards.family.text_to_image import new_unet
+
+    return _average(work, "unet", new_unet())
+
+
+def trained_lm(work: Path):
+    from transformers import AutoTokenizer
+
+    from ip2p.postcards.family.triplet_lm import new_triplet_lm
+
+    tokenizer = AutoTokenizer.from_pretrained(work / "lm_tokenizer")
+    return _average(work, "triplet_lm", new_triplet_lm(len(tokenizer), tokenizer.pad_token_id))
+
+
+def trained_latents(work: Path):
+    import torch
+
+    state = torch.load(work / "latents.pt", weights_only=True)
+    return state["means"].float(), state["stds"].float()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
