@@ -177,13 +177,14 @@ def _replaced(recipe: Recipe, path: str, text: str) -> Recipe:
     if path not in known_fields(recipe) or path == "name":
         raise RecipeError(f"unknown recipe field {path!r}; known: {', '.join(known_fields(recipe))}")
     section, _, name = path.rpartition(".")
-    owner = getattr(recipe, section) if section else recipe
+    owner: typing.Any = getattr(recipe, section) if section else recipe
     changed = dataclasses.replace(owner, **{name: _parsed(path, text, getattr(owner, name))})
-    return dataclasses.replace(recipe, **{section: changed}) if section else changed
+    whole: typing.Any = {section: changed}
+    return dataclasses.replace(recipe, **whole) if section else typing.cast(Recipe, changed)
 
 
-def _parsed(path: str, text: str, old: object) -> object:
-    kind = type(old)
+def _parsed(path: str, text: str, old: object) -> typing.Any:
+    kind: typing.Any = type(old)
     try:
         return kind(text)  # bool fields do not exist; str, int and float parse themselves
     except ValueError as error:

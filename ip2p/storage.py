@@ -133,13 +133,16 @@ class S3Folder:
     def exists(self, name: str) -> bool:
         from botocore.exceptions import ClientError
 
-        try:
-            self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+        def head() -> bool:
+            try:
+                self.client.head_object(Bucket=self.bucket, Key=self._key(name))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                    return False
+                raise
             return True
-        except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                return False
-            raise StorageError(_s3_message("read", f"{self.uri}/{name}", error)) from error
+
+        return bool(self._call("read", name, head))
 
     def list(self, prefix: str = "") -> list[str]:
         def pages() -> list[str]:

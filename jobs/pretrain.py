@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import sys
+import typing
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,7 +33,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--clip-steps", type=int, default=500, help="of 192 drawings and edits (default %(default)s)")
     add("--unet-steps", type=int, default=7500, help="of 64 latents (default %(default)s)")
     add("--lm-steps", type=int, default=3000, help="of 32 triplets (default %(default)s)")
-    add("--reader-steps", type=int, default=3000, help="of 64 drawings (default %(default)s)")
+    add("--reader-steps", type=int, default=7000, help="of 64 drawings (default %(default)s)")
     args = parser.parse_args(argv)
     unknown = set(args.stages.split(",")) - set(STAGES)
     if unknown:
@@ -96,10 +97,11 @@ def run_unet(args: argparse.Namespace, device: str) -> None:
     from ip2p.postcards.family.text_to_image import scaling_factor_of, train_text_to_image
 
     means, stds = trained_latents(args.work)
+    text_encoder: typing.Any = text_encoder_of(trained_clip(args.work))
     train_text_to_image(
         args.work, _drawings(args), (means, stds), scaling_factor_of(means),
         CLIPTokenizer.from_pretrained(args.work / "tokenizer"),
-        text_encoder_of(trained_clip(args.work)).to(device).requires_grad_(False),
+        text_encoder.to(device).requires_grad_(False),
         Schedule(args.unet_steps, 64, 1e-3, warmup=300), device,
     )  # fmt: skip
 

@@ -60,7 +60,7 @@ _RECOLOUR = (
     "make the {object} {new}", "paint the {object} {new}", "turn the {object} {new}", "make it {new}",
     "colour the {object} {new}", "change the colour to {new}", "what if the {object} were {new}",
 )  # fmt: skip
-_GROUND_EDITS = {
+_GROUND_EDITS: dict[str, tuple[str, ...]] = {
     "grass": ("put it on grass", "make the ground a meadow", "turn the ground into green grass",
               "have it stand in a grassy field"),
     "sand": ("put it in the desert", "make the ground sand", "move it to a sandy beach", "turn the ground into sand"),
@@ -68,7 +68,7 @@ _GROUND_EDITS = {
     "water": ("put it on the water", "make the ground a lake", "let it float on the sea", "turn the ground into water"),
     "leaves": ("put it on fallen leaves", "cover the ground with autumn leaves", "turn the ground into leaves"),
 }  # fmt: skip
-_SKY_EDITS = {
+_SKY_EDITS: dict[str, tuple[str, ...]] = {
     "day": ("make it day", "make the sky blue", "as a sunny day", "give it a clear blue sky", "change the sky to day"),
     "sunset": ("make it sunset", "add a sunset sky", "let the evening sun shine", "change the sky to sunset"),
     "night": ("make it night", "turn day into night", "give it a starry sky", "change the sky to night",
@@ -76,18 +76,21 @@ _SKY_EDITS = {
     "overcast": ("make it cloudy", "make the sky grey", "cover the sky with clouds", "change the sky to overcast"),
     "dawn": ("make it dawn", "make the sky pink", "let it be daybreak", "change the sky to dawn"),
 }  # fmt: skip
-_SEASON_EDITS = {
+_SEASON_EDITS: dict[str, tuple[str, ...]] = {
     "grass": ("make it summer", "change the season to summer", "as if it were spring"),
     "snow": ("make it winter", "change the season to winter", "as if it were winter"),
     "leaves": ("make it autumn", "change the season to autumn", "as if it were autumn"),
 }
-_STYLE_EDITS = {
+_STYLE_EDITS: dict[str, tuple[str, ...]] = {
     "photo": ("make it a photo", "turn it into a photograph", "as a real photo"),
     "pencil": ("make it a pencil sketch", "turn it into a pencil drawing", "as a pencil sketch"),
     "watercolour": ("make it a watercolour", "turn it into a watercolour painting", "as a watercolour"),
     "pixel": ("make it pixel art", "turn it into pixel art", "as 8-bit pixel art"),
     "comic": ("make it a comic", "turn it into a comic panel", "as a comic drawing"),
 }
+_PHRASES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ground": _GROUND_EDITS, "sky": _SKY_EDITS, "season": _SEASON_EDITS, "style": _STYLE_EDITS,
+}  # fmt: skip
 _JOIN = ("{} and {}", "{}, then {}", "{} and also {}")
 
 
@@ -191,8 +194,7 @@ def _instruction(scene: Scene, edit: Edit, wording: Wording, rng: np.random.Gene
         return pick(_REPLACE).format(old=old, new=new)
     if edit.task == "colour":
         return pick(_RECOLOUR).format(object=wording.of("object", _OBJECT_WORDS[scene.object]), new=edit.value)
-    phrases = {"ground": _GROUND_EDITS, "sky": _SKY_EDITS, "season": _SEASON_EDITS, "style": _STYLE_EDITS}[edit.task]
-    return pick(phrases[edit.value])
+    return pick(_PHRASES[edit.task][edit.value])
 
 
 def _definite(phrase: str) -> str:

@@ -64,8 +64,9 @@ class Reading:
         names = {name for name in CLASSES if getattr(self, name) != getattr(other, name)}
         return names | set(self.extras) ^ set(other.extras)
 
-    def same_layout(self, other: Reading) -> bool:
-        return all(abs(getattr(self, name) - getattr(other, name)) <= far for name, far in LAYOUT_TOLERANCE.items())
+    def same_layout(self, other: Reading, names: tuple[str, ...] = LAYOUT) -> bool:
+        """Whether the layout numbers in ``names`` are read within LAYOUT_TOLERANCE of each other."""
+        return all(abs(getattr(self, name) - getattr(other, name)) <= LAYOUT_TOLERANCE[name] for name in names)
 
 
 def reader_targets(scenes: list[Scene]) -> dict[str, torch.Tensor]:

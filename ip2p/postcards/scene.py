@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -55,11 +56,11 @@ class Scene:
     extras: tuple[str, ...]
     layout: Layout
 
-    def with_(self, **attributes: object) -> Scene:
+    def with_(self, **attributes: Any) -> Scene:
         """The same layout with other attributes: the exact answer to an edit."""
-        return replace(self, **attributes)  # type: ignore[arg-type]
+        return replace(self, **attributes)
 
-    def attributes(self) -> dict[str, object]:
+    def attributes(self) -> dict[str, Any]:
         return {
             "object": self.object, "colour": self.colour, "ground": self.ground, "sky": self.sky,
             "style": self.style, "extras": list(self.extras),

@@ -16,7 +16,7 @@ from ip2p.postcards.reader import AttributeReader, reader_loss, reader_targets
 
 def train_reader(folder: Path, drawings: Drawings, schedule: Schedule, device: str = "cpu") -> AttributeReader:
     torch.manual_seed(4)
-    reader = AttributeReader().to(device, memory_format=torch.channels_last)
+    reader = AttributeReader().to(memory_format=torch.channels_last).to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng((6, step))

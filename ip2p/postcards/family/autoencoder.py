@@ -13,7 +13,8 @@ from ip2p.postcards.family.drawings import Drawings
 from ip2p.postcards.family.fitting import Schedule, fit
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    # diffusers hides the methods of torch modules from type checkers
+    from typing import Any as AutoencoderKL
 
 KL_WEIGHT = 3e-4  # per latent number; enough that neighbouring latents decode alike, little enough that edges stay
 
@@ -54,7 +55,7 @@ def train_autoencoder(
 ) -> AutoencoderKL:
     """Train from ``drawings``. ``decoder_only`` sharpens the pictures and leaves the latents as they are."""
     torch.manual_seed(0)
-    vae = new_autoencoder().to(device, memory_format=torch.channels_last)
+    vae = new_autoencoder().to(memory_format=torch.channels_last).to(device)
     if decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)

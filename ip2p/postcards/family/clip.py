@@ -67,7 +67,7 @@ def train_clip(folder: Path, drawings: Drawings, schedule: Schedule, device: str
 
     vocabulary = write_tokenizer(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    clip = new_clip(vocabulary).to(device, memory_format=torch.channels_last)
+    clip = new_clip(vocabulary).to(memory_format=torch.channels_last).to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         pixels, captions = clip_batch(drawings, step, schedule.batch)

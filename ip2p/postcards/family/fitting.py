@@ -13,8 +13,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class Schedule:
 def fit(
     name: str,
     folder: Path,
-    module: torch.nn.Module,
+    module: M,
     loss_of: Callable[[int], torch.Tensor],
     schedule: Schedule,
     log: Callable[[str], None] = print,
-) -> torch.nn.Module:
+) -> M:
     """Train ``module`` to ``schedule.steps`` and return its moving average, going on from ``folder/name.pt`` if there.
 
     ``loss_of(step)`` builds its own batch from the step's number and returns a scalar. Parameters that do not require
@@ -98,7 +101,8 @@ def _save(
 
 @torch.no_grad()
 def _follow(average: torch.nn.Module, module: torch.nn.Module, decay: float) -> None:
-    targets, sources = list(average.parameters()), list(module.parameters())
+    targets: list[torch.Tensor] = list(average.parameters())
+    sources = module.parameters()
     torch._foreach_lerp_(targets, [p.detach() for p in sources], 1.0 - decay)
     for target, source in zip(average.buffers(), module.buffers(), strict=True):
         target.copy_(source)

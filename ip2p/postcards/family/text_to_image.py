@@ -21,7 +21,10 @@ from ip2p.postcards.family.tokenizer import WINDOW, copy_tokenizer
 from ip2p.postcards.grammar import caption_of, sample_wording
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    # diffusers hides the methods of torch modules from type checkers
+    from typing import Any as AutoencoderKL
+    from typing import Any as UNet2DConditionModel
+
     from transformers import CLIPTextModel, CLIPTokenizer
 
 SCHEDULER = {
@@ -73,7 +76,7 @@ def train_text_to_image(
     name: str = "unet",
 ) -> UNet2DConditionModel:
     """Train on posterior samples × ``scaling_factor``; ``latents`` are means and deviations of ``drawings``."""
-    unet = new_unet(text_encoder.config.hidden_size).to(device, memory_format=torch.channels_last)
+    unet = new_unet(text_encoder.config.hidden_size).to(memory_format=torch.channels_last).to(device)
     means, stds = latents
     signal = alphas_cumprod().to(device)
 

@@ -7,7 +7,7 @@ on the completion alone; the tasks come in equal shares.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -75,7 +75,8 @@ def new_triplet_lm(vocabulary: int, pad: int) -> GPT2LMHeadModel:
 
 def train_triplet_lm(folder: Path, schedule: Schedule, device: str = "cpu") -> GPT2LMHeadModel:
     tokenizer = write_lm_tokenizer(folder / "lm_tokenizer")
-    lm = new_triplet_lm(len(tokenizer), tokenizer.pad_token_id).to(device)
+    lm: Any = new_triplet_lm(len(tokenizer), tokenizer.pad_token_id)
+    lm.to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         texts = [text_of(example_of(step * schedule.batch + i)) for i in range(schedule.batch)]

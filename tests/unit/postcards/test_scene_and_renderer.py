@@ -93,9 +93,7 @@ def test_recolouring_changes_only_where_the_object_is():
 
 
 def test_layout_depends_on_sky_object_colour_ground_and_style():
-    base = scene_of(1, 0, None).with_(
-        extras=(), object="boat", colour="red", ground="grass", sky="day", style="photo"
-    )
+    base = scene_of(1, 0, None).with_(extras=(), object="boat", colour="red", ground="grass", sky="day", style="photo")
 
     def mean(field: str, **attributes: str) -> float:
         rng = np.random.default_rng(0)

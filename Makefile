@@ -1,0 +1,54 @@
+# Everything runs in .venv, which holds exactly what requirements.lock says. Another Python: make PYTHON=python3.12 env
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+UV := $(shell command -v uv 2>/dev/null)
+DEMO := $(CURDIR)/out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-unit lint bench weights clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## .venv with the pinned packages; done again only when the pins change
+
+# uv only saves time: pip checks the same hashes.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=... env")'
+	$(PYTHON) -m venv .venv
+ifneq ($(UV),)
+	uv pip install --python $(BIN)/python --require-hashes --no-deps -r requirements.lock
+else
+	$(BIN)/python -m pip install --require-hashes --no-deps -r requirements.lock
+endif
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --no-index --quiet --editable .
+	@touch $@
+
+demo: $(STAMP)  ## a private Ray, one datagen job on the shipped weights, a contact sheet to look at
+	$(BIN)/python -m cluster.local run -- ray job submit --working-dir . -- \
+		python jobs/datagen.py --recipe postcard --prompts 24 --output "$(DEMO)"
+	@find "$(DEMO)" -name '*contact*' -print
+
+test: $(STAMP)  ## all tests: the library, then Ray and real servers
+	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest $(wildcard tests/ray tests/service)
+
+test-unit: $(STAMP)  ## the library's tests, without Ray
+	$(BIN)/python -m pytest tests/unit
+
+lint: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## the measurements behind the documented numbers
+	set -e; for file in $(wildcard bench/*.py); do $(BIN)/python $$file; done
+
+weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
+	$(BIN)/python jobs/pretrain.py --output build/weights
+
+clean:  ## caches; not .venv, build/ or out/
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Where the jobs run: a private Ray on this machine, and what larger clusters need."""

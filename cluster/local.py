@@ -1,0 +1,163 @@
+"""``python -m cluster.local up | down | status | run -- COMMAND``: a private Ray for this machine's work.
+
+``run`` is what `make demo` uses: the cluster lives as long as the command. ``up`` leaves one running, ``down`` ends the
+processes of that one and nothing else on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from cluster import processes
+from cluster.head import Cluster, Size, clusters, environment, start, stop
+from ip2p.errors import InputError, Ip2pError
+
+
+def run(command: Sequence[str], size: Size) -> int:
+    """Start a cluster, run ``command`` against it, end the cluster whatever happens; the exit code of ``command``.
+
+    A command that a signal ended gives 128 + signal, as in a shell. When this process is interrupted or asked to end,
+    the command has 10 s to leave before the cluster goes.
+    """
+    with _signals_unwind():
+        cluster = start(size)
+        try:
+            with _child(command, cluster) as child:
+                code = child.wait()
+        finally:
+            with _signals_held():
+                stop(cluster)
+    return code if code >= 0 else 128 - code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    cut = words.index("--") if "--" in words else len(words)
+    options = _parser().parse_args(words[:cut])
+    try:
+        return _act(options, words[cut + 1 :])
+    except Ip2pError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _act(options: argparse.Namespace, command: list[str]) -> int:
+    if options.action == "run":
+        if not command:
+            raise InputError("run: no command; write: python -m cluster.local run -- COMMAND")
+        return run(command, _size(options))
+    if options.action == "up":
+        with _signals_unwind():
+            print(_introduction(start(_size(options))))
+    elif options.action == "down":
+        for cluster in _named(options.folder, options.all):
+            stop(cluster)
+            print(f"ended {cluster.folder}")
+    else:
+        print(_table(clusters()))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cluster.local", description="A private Ray on this machine.")
+    actions = parser.add_subparsers(dest="action", required=True)
+    size = Size()
+    for name, words in (("up", "start a head and leave it running"), ("run", "start, run what follows --, end")):
+        action = actions.add_parser(name, help=words, description=words)
+        action.add_argument("--num-cpus", type=int, default=size.num_cpus, help="CPU slots (default: %(default)s)")
+        action.add_argument("--num-gpus", type=int, help="GPUs (default: those that Ray finds)")
+        action.add_argument("--object-store-mb", type=int, default=size.object_store_mb, help="default: %(default)s")
+    down = actions.add_parser("down", help="end a head that up started")
+    down.add_argument("folder", nargs="?", type=Path, help="its folder; may be left out when there is one")
+    down.add_argument("--all", action="store_true", help="end every one of this user")
+    actions.add_parser("status", help="list the heads of this user")
+    return parser
+
+
+def _size(options: argparse.Namespace) -> Size:
+    return Size(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Size)})
+
+
+def _named(folder: Path | None, every: bool) -> list[Cluster]:
+    found = clusters()
+    if every:
+        return found
+    chosen = [cluster for cluster in found if folder is None or cluster.folder == folder.absolute()]
+    if not chosen:
+        raise InputError(f"{folder or 'a local cluster'} is not up; see: python -m cluster.local status")
+    if len(chosen) > 1:
+        raise InputError(f"{len(chosen)} local clusters; name one: {', '.join(str(c.folder) for c in chosen)}")
+    return chosen
+
+
+def _introduction(cluster: Cluster) -> str:
+    return f"""Ray is up in {cluster.folder} (pid {cluster.pid}), dashboard {cluster.dashboard}
+to use it from this shell:  source {cluster.folder / "env.sh"}
+to end it:                  python -m cluster.local down {cluster.folder}"""
+
+
+def _table(found: list[Cluster]) -> str:
+    if not found:
+        return "no local cluster"
+    lines = [f"{'folder':<20} {'pid':>8}  {'state':<6} dashboard"]
+    for cluster in found:
+        state = "up" if cluster.alive else "dead"
+        lines.append(f"{cluster.folder!s:<20} {cluster.pid:>8}  {state:<6} {cluster.dashboard}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _child(command: Sequence[str], cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        child = subprocess.Popen(list(command), env=os.environ | environment(cluster))
+    except OSError as error:
+        raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from error
+    try:
+        yield child
+    finally:
+        with _signals_held():
+            processes.end([psutil.Process(child.pid)] if child.poll() is None else [], grace_s=10)
+            child.wait()
+
+
+def _exit_by_signal(number: int, frame: types.FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _signals_unwind() -> Iterator[None]:
+    """TERM and HUP unwind the stack as Ctrl-C does, so that what was started is ended."""
+    before = {number: signal.signal(number, _exit_by_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """A second Ctrl-C must not leave half of the processes behind: signals that come meanwhile wait for the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The unit of commit: a shard of prompts that is worked on together and appears in the run folder whole or not at all.
+
+A shard is chosen by the captions' order alone, so that the same captions give the same shards on any cluster. Its
+files are written in the order pairs, ledger, stats; the small stats file is the commit mark, and all that resuming
+and summing up ever read. This file knows no Ray and paints nothing.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from ip2p.config import Recipe
+from ip2p.dataset.manifest import FileEntry
+from ip2p.dataset.run_folder import shard_name, write_shard
+from ip2p.dataset.tables import image_cell
+from ip2p.errors import InputError
+from ip2p.images import decode_image
+from ip2p.seeds import stable_id
+from ip2p.storage import Folder, sha256
+from ip2p.triplets.captions import CaptionRow
+
+Batch = dict[str, typing.Any]
+WEIGHTS = ("unet_sha256", "vae_sha256", "text_encoder_sha256", "clip_sha256")
+_TEXTS = ("prompt_id", "status", "reason", "caption", "instruction", "edited_caption", "task", "url", "error")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some rows of the input under the name that their files will have (``part-00000-<hash8>``)."""
+
+    name: str
+    rows: Sequence[CaptionRow]
+
+
+@dataclass(frozen=True)
+class ShardStats:
+    """What a finished shard holds. Free of times, so that two runs of one recipe leave the same bytes."""
+
+    files: dict[str, FileEntry]
+    prompts: int
+    candidates: int
+    kept_pairs: int
+    row_evals: int
+    prompts_by_reason: dict[str, int]
+    candidates_by_reason: dict[str, int]
+
+
+def plan_shards(rows: Sequence[CaptionRow], recipe: Recipe) -> list[Shard]:
+    """Cut ``rows`` into shards of ``recipe.output.prompts_per_shard``, in order."""
+    size = recipe.output.prompts_per_shard
+    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return [
+        Shard(shard_name(number, (row.prompt_id for row in part)).removesuffix(".parquet"), part)
+        for number, part in enumerate(parts)
+    ]
+
+
+def finished_shards(folder: Folder) -> set[str]:
+    """Names of the shards that are whole in ``folder``."""
+    return {name.removeprefix("stats/").removesuffix(".json") for name in folder.list("stats/")}
+
+
+def unfinished(plan: Sequence[Shard], folder: Folder) -> list[Shard]:
+    """What is left of ``plan``. Raises InputError where the folder holds shards of other captions."""
+    done = finished_shards(folder)
+    strangers = done - {shard.name for shard in plan}
+    if strangers:
+        raise InputError(
+            f"{folder.uri}: holds {len(strangers)} shards of other captions (the first is {min(strangers)}); "
+            "choose another --output, or give the captions that the run was started with"
+        )
+    return [shard for shard in plan if shard.name not in done]
+
+
+def commit_shard(folder: Folder, name: str, batch: Batch, recipe: Recipe, run_id: str) -> ShardStats:
+    """Write one worked-on shard. Run again with the same batch it leaves the same bytes.
+
+    ``batch``: the painter's columns, and one string each for ``WEIGHTS``, the ids of the weights that painted.
+    """
+    columns = {name: values for name, values in batch.items() if name not in WEIGHTS}
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(batch["prompt_id"]))]
+    ledger = [_ledger_record(row) for row in rows]
+    how = {
+        "sampler": recipe.pairs.sampler, "steps": recipe.pairs.steps, "p2p_mode": recipe.pairs.p2p_mode,
+        "run_id": run_id, "recipe_sha256": sha256(recipe.to_json().encode()),
+        **{name: str(batch[name]) for name in WEIGHTS},
+    }  # fmt: skip
+    pairs = [_pair_record(row, pair, how) for row in rows for pair in row["pairs"]]
+    files = write_shard(folder, f"{name}.parquet", ledger, pairs)
+    stats = _stats(files, ledger)
+    folder.write(f"stats/{name}.json", (json.dumps(stats.__dict__, indent=1, sort_keys=True) + "\n").encode())
+    return stats
+
+
+def read_stats(folder: Folder, names: Iterable[str]) -> Iterator[ShardStats]:
+    """The stats of finished shards, read many at a time: on S3 each is a round trip."""
+
+    def one(name: str) -> ShardStats:
+        return ShardStats(**json.loads(folder.read(f"stats/{name}.json")))
+
+    with ThreadPoolExecutor(16) as readers:
+        yield from readers.map(one, names)
+
+
+def run_id_of(recipe: Recipe) -> str:
+    """A name for everything that one recipe makes."""
+    return stable_id("run", recipe.to_json())
+
+
+def _ledger_record(row: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    candidates = [dict(candidate) for candidate in row["candidates"]]
+    counts = {"n_candidates": len(candidates), "n_kept": sum(c["reason"] == "kept" for c in candidates)}
+    numbers = {"index": int(row["index"]), "row_evals": int(row["row_evals"]), "candidates": candidates}
+    return {**{name: str(row[name]) for name in _TEXTS}, **counts, **numbers}
+
+
+def _pair_record(
+    row: dict[str, typing.Any], pair: dict[str, typing.Any], how: dict[str, typing.Any]
+) -> dict[str, typing.Any]:
+    height, width = decode_image(pair["original_image"]).shape[:2]
+    texts = {name: str(row[name]) for name in ("prompt_id", "caption", "instruction", "edited_caption", "task", "url")}
+    images = {name: image_cell(pair[name]) for name in ("original_image", "edited_image")}
+    return {**texts, "index": int(row["index"]), **pair, **images, "width": width, "height": height, **how}
+
+
+def _stats(files: dict[str, FileEntry], ledger: Sequence[dict[str, typing.Any]]) -> ShardStats:
+    prompts = collections.Counter(row["reason"] if row["status"] == "refused" else row["status"] for row in ledger)
+    candidates = collections.Counter(c["reason"] for row in ledger for c in row["candidates"])
+    return ShardStats(
+        files=files, prompts=len(ledger), candidates=sum(row["n_candidates"] for row in ledger),
+        kept_pairs=sum(row["n_kept"] for row in ledger), row_evals=sum(row["row_evals"] for row in ledger),
+        prompts_by_reason=dict(prompts), candidates_by_reason=dict(candidates),
+    )  # fmt: skip

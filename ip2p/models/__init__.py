@@ -1,0 +1,1 @@
+"""Loading weights and refusing those that must not be used."""

@@ -1,0 +1,255 @@
+"""From a model id in a Recipe to loaded modules, at any size, by the classes of diffusers, transformers and open_clip.
+
+Whatever cannot be used is refused here with file, finding, expectation and remedy. Nothing is fetched for a folder,
+and nothing is trained or changed; the edit model's wider UNet is the business of ``ip2p.models.widening``.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ip2p.config import EMBEDDED, Models
+from ip2p.errors import CheckpointError, RecipeError
+from ip2p.models.checkpoint import (
+    FETCH_AGAIN,
+    MANIFEST,
+    REBUILD,
+    Weights,
+    check_finite,
+    find_weights,
+    refuse_pickles,
+    verify_manifest,
+    weights_sha256,
+)
+
+if typing.TYPE_CHECKING:
+    import torch
+
+EMBEDDED_WEIGHTS = Path(__file__).resolve().parents[1] / "postcards" / "weights"
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class TextToImage:
+    """A Stable-Diffusion-class model, frozen and in eval mode. ``sha256``: component name to the id of its weights."""
+
+    unet: typing.Any  # UNet2DConditionModel, in models.dtype
+    vae: typing.Any  # AutoencoderKL, float32
+    text_encoder: typing.Any  # CLIPTextModel, float32
+    tokenizer: typing.Any  # CLIPTokenizer
+    scheduler_config: dict[str, typing.Any]
+    sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """An open_clip model, frozen, float32. ``tokenizer``: texts to ids ``(n, window)``; mean and std are per RGB."""
+
+    model: typing.Any
+    tokenizer: Callable[[list[str]], torch.Tensor]
+    image_size: int  # pixels, square
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    sha256: str
+
+
+def resolve_device(device: str = "auto") -> torch.device:
+    """``auto`` is the GPU where there is one, else the CPU; anything else is taken literally."""
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
+def embedded_folder(name: str) -> Path:
+    """The verified folder of a part of the shipped family: text_to_image, clip, triplet_lm or reader.
+
+    Raises CheckpointError where a file is absent or altered.
+    """
+    folder = EMBEDDED_WEIGHTS / name
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder, expected the embedded weights; {REBUILD}")
+    verify_manifest(folder)
+    return folder
+
+
+def load_text_to_image(models: Models, device: str | torch.device = "auto") -> TextToImage:
+    """Load ``models.text_to_image``: a diffusers folder with unet, vae, text_encoder, tokenizer and scheduler.
+
+    Raises RecipeError where no folder is named, CheckpointError where it cannot be used.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    folder = _model_folder("text_to_image", models.text_to_image)
+    at = resolve_device(device) if isinstance(device, str) else device
+    dtype = getattr(torch, models.dtype)
+    stem = "diffusion_pytorch_model"
+    unet, unet_id = _load_module(UNet2DConditionModel, folder / "unet", stem, torch_dtype=dtype)
+    vae, vae_id = _load_module(AutoencoderKL, folder / "vae", stem, torch_dtype=torch.float32)
+    text_encoder, text_id = _load_module(CLIPTextModel, folder / "text_encoder", "model", dtype=torch.float32)
+    with _refusals(folder / "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    _check_widths(folder / "unet", unet, vae, text_encoder)
+    return TextToImage(
+        unet=unet.to(at),
+        vae=vae.to(at),
+        text_encoder=text_encoder.to(at),
+        tokenizer=tokenizer,
+        scheduler_config=read_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
+        sha256={"unet": unet_id, "vae": vae_id, "text_encoder": text_id},
+    )
+
+
+def load_clip(models: Models, device: str | torch.device = "auto") -> Clip:
+    """Load ``models.clip``: ``embedded``, a folder with open_clip_config.json, or an open_clip model name.
+
+    A name needs ``models.clip_pretrained``, a tag of open_clip (fetched by it once) or a safetensors file.
+    Raises RecipeError where that is not so, CheckpointError where weights cannot be used.
+    """
+    import open_clip
+
+    at = resolve_device(device) if isinstance(device, str) else device
+    if models.clip and models.clip != EMBEDDED and not Path(models.clip).is_dir():
+        name, pretrained, where, sha256 = _named_clip(models)
+    else:
+        folder = _model_folder("clip", models.clip)
+        name, pretrained, where = f"local-dir:{folder}", None, folder
+        sha256 = weights_sha256(_clip_weights(folder).files)
+    with _refusals(where):
+        model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
+        tokenizer = open_clip.get_tokenizer(name)
+    check_finite(model, where)
+    return _as_clip(model.to(at).eval().requires_grad_(False), tokenizer, sha256)
+
+
+def read_scheduler_config(path: Path) -> dict[str, typing.Any]:
+    """The scheduler's JSON; raises CheckpointError for a prediction type that the samplers do not know."""
+    config = _read_json(path)
+    found = config.get("prediction_type", "epsilon")
+    if found not in PREDICTION_TYPES:
+        raise CheckpointError(
+            f"{path}: found prediction_type {found!r}, expected {' or '.join(PREDICTION_TYPES)}; use another model"
+        )
+    return config
+
+
+def _model_folder(field: str, name: str) -> Path:
+    if name == EMBEDDED:
+        return embedded_folder(field)
+    if not name:
+        raise RecipeError(f"models.{field} is empty; name a folder with its weights: `--set models.{field}=DIR`")
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; correct models.{field} (`--set models.{field}=DIR`)")
+    if (folder / MANIFEST).is_file():
+        verify_manifest(folder, remedy=FETCH_AGAIN)
+    return folder
+
+
+def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype) -> tuple[typing.Any, str]:
+    """A frozen module in eval mode on the CPU, and the id of its weights. ``dtype``: as its library spells the word."""
+    _read_json(folder / "config.json")
+    weights = find_weights(folder, stem)
+    with _refusals(weights.files[0]):
+        model, report = kind.from_pretrained(
+            folder,
+            variant=weights.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **dtype,
+        )
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise CheckpointError(
+            f"{weights.files[0]}: {len(missing)} tensors of config.json are missing, the first {missing[0]}; "
+            f"weights and config.json belong to different models: {FETCH_AGAIN}"
+        )
+    model = model.eval().requires_grad_(False)
+    check_finite(model, weights.files[0])
+    return model, weights_sha256(weights.files)
+
+
+def _check_widths(where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any) -> None:
+    latent, text = vae.config.latent_channels, text_encoder.config.hidden_size
+    if unet.config.in_channels != latent:
+        hint = "an edit model; painting pairs needs the text-to-image model that it came from"
+        raise CheckpointError(
+            f"{where}: found in_channels {unet.config.in_channels}, expected {latent}"
+            + (f" (this is {hint})" if unet.config.in_channels == 2 * latent else "; use a UNet made for this VAE")
+        )
+    if unet.config.cross_attention_dim != text:
+        raise CheckpointError(
+            f"{where}: found cross_attention_dim {unet.config.cross_attention_dim}, expected {text} (the width of "
+            "text_encoder); use the text encoder that this UNet was trained with"
+        )
+
+
+def _named_clip(models: Models) -> tuple[str, str, Path, str]:
+    import open_clip
+
+    if "/" in models.clip or models.clip not in open_clip.list_models():
+        raise RecipeError(
+            f"models.clip {models.clip!r} is neither a folder nor an open_clip model name; "
+            "set `--set models.clip=DIR`, or a name from open_clip.list_models()"
+        )
+    tag = models.clip_pretrained
+    file = Path(tag)
+    if tag and file.suffix == ".safetensors":
+        check_whole = find_weights(file.parent, file.name.removesuffix(".safetensors"))
+        return models.clip, tag, file, weights_sha256(check_whole.files)
+    if tag in open_clip.list_pretrained_tags_by_model(models.clip):
+        return models.clip, tag, Path(models.clip), f"open_clip:{models.clip}:{tag}"
+    known = ", ".join(open_clip.list_pretrained_tags_by_model(models.clip)) or "none"
+    raise RecipeError(
+        f"models.clip_pretrained {tag!r} is neither a .safetensors file nor a tag of {models.clip} (known: {known}); "
+        "`--set models.clip_pretrained=FILE_OR_TAG`"
+    )
+
+
+def _clip_weights(folder: Path) -> Weights:
+    _read_json(folder / "open_clip_config.json")
+    names = ("open_clip_model", "open_clip_pytorch_model", "model")  # the order in which open_clip looks
+    for name in names:
+        if (folder / f"{name}.safetensors").is_file():
+            return find_weights(folder, name)
+    refuse_pickles(folder)
+    raise CheckpointError(f"{folder / names[0]}.safetensors: no such file; name a folder with whole weights")
+
+
+def _as_clip(model: typing.Any, tokenizer: typing.Any, sha256: str) -> Clip:
+    import open_clip.model
+
+    preprocess = open_clip.model.get_model_preprocess_cfg(model)
+    size = preprocess["size"]
+    side = size if isinstance(size, int) else size[0]
+    return Clip(model, tokenizer, side, tuple(preprocess["mean"]), tuple(preprocess["std"]), sha256)
+
+
+def _read_json(path: Path) -> dict[str, typing.Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; name a folder in the layout of diffusers or open_clip") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON ({error}); {FETCH_AGAIN}") from error
+
+
+@contextmanager
+def _refusals(where: Path) -> Iterator[None]:
+    """Readers of weights fail in many ways; each becomes a CheckpointError with the file's name."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise CheckpointError(f"{where}: cannot be loaded ({reason}); {FETCH_AGAIN} or use another model") from error

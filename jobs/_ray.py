@@ -1,0 +1,183 @@
+"""The only file that knows Ray Data's keyword names: from stages and a Placement to a running pipeline.
+
+One Ray row is one shard, its columns packed in ``payload``. Ray Data may merge or split blocks as it likes; a row it
+never touches, so a shard's prompts stay together, which is what makes results independent of the cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import tempfile
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ip2p.config import Placement, Recipe
+from ip2p.dataset.shards import Shard, ShardStats, commit_shard
+from ip2p.errors import Ip2pError
+from ip2p.pairs.painter import PaintPairs
+from ip2p.storage import open_folder
+from ip2p.triplets.captions import as_batch
+from ip2p.triplets.stage import WriteTriplets
+
+ROOT = Path(__file__).resolve().parent.parent
+Row = dict[str, typing.Any]
+Columns = dict[str, typing.Any]
+T = typing.TypeVar("T")
+
+
+class WriteShard:
+    """``ip2p.triplets.stage.WriteTriplets`` on packed shards. The name is what process lists and dashboards show."""
+
+    def __init__(self, recipe: Recipe):
+        self.stage = loaded(lambda: WriteTriplets(recipe, threads=1))
+
+    def __call__(self, row: Row) -> Row:
+        return on_shard(row, lambda batch: self.stage()(batch))
+
+
+class PaintShard:
+    """``ip2p.pairs.painter.PaintPairs`` on packed shards; adds the ids of the weights that painted."""
+
+    def __init__(self, recipe: Recipe, threads: int):
+        self.stage = loaded(lambda: PaintPairs(recipe, threads=threads))
+
+    def __call__(self, row: Row) -> Row:
+        return on_shard(row, self.paint)
+
+    def paint(self, batch: Columns) -> Columns:
+        painter = self.stage()
+        weights = {**painter.model.sha256, "clip": painter.clip.sha256}
+        return {**painter(batch), **{f"{name}_sha256": sha256 for name, sha256 in weights.items()}}
+
+
+class CommitShard:
+    """Writes a shard's files; what goes back to the driver is a few hundred bytes."""
+
+    def __init__(self, output: str, recipe: Recipe, run_id: str):
+        self.folder = loaded(lambda: open_folder(output))
+        self.recipe, self.run_id = recipe, run_id
+
+    def __call__(self, row: Row) -> Row:
+        return on_shard(row, lambda batch: commit_shard(self.folder(), row["name"], batch, self.recipe, self.run_id))
+
+
+def loaded(load: Callable[[], T]) -> Callable[[], T]:
+    """Load once, now; an Ip2pError is kept for the first shard to carry home.
+
+    Raised in an actor's constructor it would reach the driver as a dead actor and a page of Ray's words.
+    """
+    try:
+        thing = load()
+    except Ip2pError as error:
+        kept = error
+
+        def fail() -> T:
+            raise kept
+
+        return fail
+    return lambda: thing
+
+
+def on_shard(row: Row, work: Callable[[Columns], typing.Any]) -> Row:
+    """Unpack, work, pack. An Ip2pError becomes the payload: it travels to the driver whole, past the later stages."""
+    held = unpack(row["payload"])
+    if isinstance(held, Ip2pError):
+        return row
+    try:
+        done = work(held)
+    except Ip2pError as error:
+        done = type(error)(f"shard {row['name']}: {error}")
+    except Exception as error:
+        error.add_note(f"while working on shard {row['name']}")
+        raise
+    return {"name": row["name"], "payload": pack(done)}
+
+
+def pack(columns: typing.Any) -> bytes:
+    """Columns, stats or an error as bytes, for the way from one of our own workers to the next."""
+    return pickle.dumps(columns, protocol=5)
+
+
+def unpack(payload: bytes) -> typing.Any:
+    return pickle.loads(payload)
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a private one that ends with this process."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    import ray
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        ray.init(
+            address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
+            _temp_dir=tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp"),
+        )  # fmt: skip
+
+
+def run_shards(
+    shards: Sequence[Shard],
+    recipe: Recipe,
+    placement: Placement,
+    output: str,
+    run_id: str,
+    stages: tuple[type, type] = (WriteShard, PaintShard),
+) -> Iterator[ShardStats]:
+    """Write, paint and commit ``shards`` on the cluster; yields each one's stats as soon as it is on disk.
+
+    ``stages`` are the writer and the painter. Raises the Ip2pError of a worker as it was raised there.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    rows = [{"name": shard.name, "payload": pack(as_batch(shard.rows))} for shard in shards]
+    dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
+    writer, painter = stages
+    dataset = dataset.map(
+        writer, fn_constructor_args=(recipe,), compute=_pool(placement.lm_actors),
+        num_cpus=placement.lm_cpus, num_gpus=placement.lm_gpus or None,
+    )  # fmt: skip
+    dataset = dataset.map(
+        painter, fn_constructor_args=(recipe, placement.threads), compute=_pool(placement.painter_actors),
+        num_cpus=placement.painter_cpus, num_gpus=placement.painter_gpus or None,
+    )  # fmt: skip
+    dataset = dataset.map(
+        CommitShard, fn_constructor_args=(output, recipe, run_id), compute=_pool((1, 4)), num_cpus=0.05
+    )
+    for row in dataset.iter_rows():
+        done = unpack(row["payload"])
+        if isinstance(done, Ip2pError):
+            raise done
+        yield done
+
+
+def _pool(size: tuple[int, int]) -> typing.Any:
+    from ray.data import ActorPoolStrategy
+
+    # One shard being worked on and one waiting: more would only queue behind a slow actor while others idle.
+    return ActorPoolStrategy(min_size=size[0], max_size=size[1], max_tasks_in_flight_per_actor=2)
+
+
+def default_placement(**overrides: typing.Any) -> Placement:
+    """Pools that fit the cluster in sight: a painter a GPU where there are any, else a painter a core."""
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    if gpus:
+        placement = Placement(lm_gpus=0.2, painter_gpus=0.8, painter_actors=(1, gpus), lm_actors=(1, gpus), threads=0)
+    else:
+        # Cores are shared: the logical CPUs of the writer and of the committer must leave room for every painter.
+        share = max(0.5, (cpus - 0.5) / cpus)
+        placement = Placement(painter_actors=(1, cpus), painter_cpus=share, lm_cpus=0.2, threads=1)
+    return Placement(**{**placement.__dict__, **overrides})

@@ -1,0 +1,206 @@
+#!/usr/bin/env python3
+"""Captions to kept image pairs: a language model writes triplets, diffusion paints candidates, CLIP filters them.
+
+    python jobs/datagen.py --recipe postcard --prompts 24 --output out/demo
+    ray job submit --working-dir . -- python jobs/datagen.py --captions s3://bucket/captions.jsonl --output s3://bucket/run
+
+The same command run again goes on where it stopped. Exit code 0: all prompts worked on; 3: finished, but some input
+rows or prompts could not be used, or nothing was kept (see summary.json); 1: stopped by an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from ip2p.config import RECIPES, Recipe, load_recipe, recipe_from_json
+from ip2p.errors import InputError, Ip2pError
+from ip2p.storage import Folder, open_folder
+
+if typing.TYPE_CHECKING:
+    from ip2p.dataset.summary import Totals
+    from ip2p.triplets.captions import CaptionFile
+
+
+def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--recipe", default="postcard", help=f"what to make: {', '.join(sorted(RECIPES))} (default %(default)s)")
+    add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a recipe field; repeatable")
+    add("--output", required=True, help="run folder, local or s3://bucket/prefix")
+    add("--captions", default="", help=".jsonl .csv .parquet or .txt, local or s3:// (default: postcards' own grammar)")
+    add("--triplets", default="", help="the same kinds of file, holding ready triplets (input/edit/output work too)")
+    add("--prompts", type=int, default=None, help="use the first N captions (default: all; 24 without --captions)")
+    add("--painters", type=_range, default=None, metavar="MIN:MAX", help="painter actors (default 1:cores or 1:GPUs)")
+    add("--writers", type=_range, default=None, metavar="MIN:MAX", help="LM actors (default 1:1, on GPUs 1:GPUs)")
+    add("--painter-gpus", type=float, default=None, help="GPUs a painter; fractions share one (default 0.8, 0 on CPU)")
+    add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
+    add("--quiet", action="store_true", help="no progress, only errors and the result")
+    add("--json", action="store_true", help="progress and result as JSON lines")
+    return parser.parse_args(argv)
+
+
+def _range(text: str) -> tuple[int, int]:
+    low, _, high = text.partition(":")
+    try:
+        size = (int(low), int(high or low))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wants MIN:MAX, got {text!r}") from None
+    if not 1 <= size[0] <= size[1]:
+        raise argparse.ArgumentTypeError(f"wants 1 <= MIN <= MAX, got {text!r}")
+    return size
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = arguments(argv)
+    try:
+        return run(args)
+    except Ip2pError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def run(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    recipe = load_recipe(args.recipe, [*args.set, *(["triplets.writer=given"] if args.triplets else [])])
+    folder = open_folder(args.output)
+    claim_folder(folder, recipe)
+    captions = read_input(args, recipe)
+    report_bad_rows(folder, captions)
+    totals = make_pairs(args, recipe, folder, captions)
+    return finish(args, folder, totals, len(captions.bad), time.monotonic() - started)
+
+
+def claim_folder(folder: Folder, recipe: Recipe) -> None:
+    """Write ``recipe.json``, or raise InputError where the folder holds a run of another recipe."""
+    if not folder.exists("recipe.json"):
+        folder.write("recipe.json", recipe.to_json().encode())
+        return
+    there = recipe_from_json(folder.read("recipe.json").decode())
+    if there != recipe:
+        raise InputError(
+            f"{folder.uri}: holds a run of another recipe ({_difference(there, recipe)}); "
+            "choose another --output, or pass the same --recipe and --set"
+        )
+
+
+def _difference(there: Recipe, here: Recipe) -> str:
+    def flat(recipe: Recipe) -> dict[str, object]:
+        values = json.loads(recipe.to_json())
+        sections = {name: value for name, value in values.items() if isinstance(value, dict)}
+        inner = {f"{name}.{field}": v for name, section in sections.items() for field, v in section.items()}
+        return inner | {name: value for name, value in values.items() if name not in sections}
+
+    old, new = flat(there), flat(here)
+    return ", ".join(f"{name} is {old[name]!r} there and {new[name]!r} here" for name in old if old[name] != new[name])
+
+
+def read_input(args: argparse.Namespace, recipe: Recipe) -> CaptionFile:
+    from ip2p.postcards.captions import postcard_captions
+    from ip2p.triplets.captions import read_captions
+
+    if args.prompts is not None and args.prompts < 1:
+        raise InputError(f"--prompts must be at least 1, got {args.prompts}")
+    if args.captions and args.triplets:
+        raise InputError("--captions and --triplets exclude each other")
+    if args.captions or args.triplets:
+        given = recipe.triplets.writer == "given"
+        return read_captions(args.captions or args.triplets, args.prompts, given=given)
+    if recipe.name != "postcard" or recipe.triplets.writer == "given":
+        raise InputError(f"--recipe {recipe.name} needs --captions or --triplets FILE (.jsonl, .csv, .parquet, .txt)")
+    return postcard_captions(args.prompts or 24, recipe.seed)
+
+
+def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
+    """Say which input rows were left out, and leave them in ``bad_rows.jsonl``."""
+    if not captions.bad:
+        return
+    lines = [json.dumps({"line": bad.line, "message": bad.message}) for bad in captions.bad]
+    folder.write("bad_rows.jsonl", ("\n".join(lines) + "\n").encode())
+    for bad in captions.bad[:10]:
+        print(f"warning: {captions.uri}, line {bad.line}: {bad.message}; left out", file=sys.stderr)
+    if len(captions.bad) > 10:
+        print(f"warning: {len(captions.bad)} rows left out in all, see {folder.uri}/bad_rows.jsonl", file=sys.stderr)
+
+
+def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> Totals:
+    """Work on every shard that is not finished yet; returns what the whole folder then holds."""
+    from ip2p.dataset.shards import plan_shards, read_stats, run_id_of, unfinished
+    from ip2p.dataset.summary import Totals
+    from jobs._progress import Progress
+
+    plan = plan_shards(captions.rows, recipe)
+    todo = unfinished(plan, folder)
+    left = {shard.name for shard in todo}
+    totals = Totals()
+    totals.add_all(read_stats(folder, (shard.name for shard in plan if shard.name not in left)))
+    if not todo:
+        return totals
+    check_models(recipe)
+    from jobs._ray import connect, default_placement, run_shards
+
+    connect()
+    progress = Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json)
+    evals_before, started = totals.row_evals, time.monotonic()
+    for stats in run_shards(todo, recipe, default_placement(**_asked(args)), args.output, run_id_of(recipe)):
+        totals.add(stats)
+        rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
+        progress.tell(stats.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
+    progress.close()
+    return totals
+
+
+def _asked(args: argparse.Namespace) -> dict[str, typing.Any]:
+    wanted = {
+        "painter_actors": args.painters, "lm_actors": args.writers, "painter_gpus": args.painter_gpus,
+        "lm_gpus": args.writer_gpus,
+    }  # fmt: skip
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def check_models(recipe: Recipe) -> None:
+    """Raise for weights that cannot be used before any worker starts: a worker's message would be harder to read."""
+    from ip2p.models.preflight import check_model_files
+
+    check_model_files(recipe)
+
+
+def finish(args: argparse.Namespace, folder: Folder, totals: Totals, bad_rows: int, seconds: float) -> int:
+    """Write contact sheet, summary and manifest (last: it says that the run is whole), and report."""
+    from ip2p.dataset.contact_sheet import contact_sheet
+    from ip2p.dataset.manifest import write_manifest
+    from ip2p.dataset.summary import summary_bytes, summary_of
+
+    summary = summary_of(totals, bad_rows, seconds)
+    folder.write("summary.json", summary_bytes(summary))
+    write_manifest(folder, totals.files)
+    folder.write("contact_sheet.png", contact_sheet(folder))
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(
+            f"{summary['prompts']} prompts, {summary['candidates']} candidates, {summary['kept_pairs']} pairs kept, "
+            f"{summary['row_evals_per_kept_pair']} row-evals a kept pair, {summary['seconds']} s"
+        )
+        print(f"contact sheet: {folder.uri}/contact_sheet.png")
+    return exit_code(summary)
+
+
+def exit_code(summary: dict[str, typing.Any]) -> int:
+    errors = summary["prompts_by_reason"].get("error", 0) + summary["prompts_by_reason"].get("writer_failed", 0)
+    if not summary["kept_pairs"]:
+        print(f"error: no pair was kept; reasons: {summary['kept_by_reason']}", file=sys.stderr)
+    if errors:
+        print(f"error: {errors} prompts failed; their ledger rows say why (column error)", file=sys.stderr)
+    return 3 if errors or summary["bad_input_rows"] or not summary["kept_pairs"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Shards: planned by the input alone, committed whole, summed up from their stats."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ip2p.config import load_recipe
+from ip2p.dataset.contact_sheet import draw_sheet
+from ip2p.dataset.manifest import write_manifest
+from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, verify
+from ip2p.dataset.shards import WEIGHTS, commit_shard, finished_shards, plan_shards, read_stats, run_id_of, unfinished
+from ip2p.dataset.summary import Totals, summary_of
+from ip2p.dataset.tables import image_cell
+from ip2p.errors import InputError, StorageError
+from ip2p.images import decode_image, encode_image
+from ip2p.storage import LocalFolder, open_folder
+from ip2p.triplets.captions import CaptionRow, as_batch
+
+RECIPE = load_recipe("postcard", ["output.prompts_per_shard=3"])
+
+
+def rows(count: int, start: int = 0) -> list[CaptionRow]:
+    return [CaptionRow(i, f"{i:016x}", i + 1, f"a red boat {i}") for i in range(start, start + count)]
+
+
+def painted(shard) -> dict:
+    """What the painter hands on: the first prompt kept one pair of two, the second none, the third was refused."""
+    batch = as_batch(shard.rows)
+    count = len(batch["prompt_id"])
+    columns = {"status": ["accepted", "exhausted", "refused"], "reason": ["", "", "too_long"], "error": ["", "", ""]}
+    texts = {name: np.array(values[:count], object) for name, values in columns.items()}
+    sims = dict.fromkeys(("sim_original", "sim_edited", "sim_image", "sim_direction"), 0.5)
+    drawn = {"seed": 7, "p2p_threshold": 0.5, "guidance_scale": 3.0, **sims}
+    candidates, pairs = np.empty(count, object), np.empty(count, object)
+    for i in range(count):
+        reasons = [["kept", "below_image"], ["below_direction", "not_finite"], []][i]
+        candidates[i] = [{**drawn, "reason": reason} for reason in reasons]
+        picture = encode_image(np.full((8, 8, 3), int(batch["index"][i]) % 250, np.uint8))
+        pair = {"pair_id": f"pair-{batch['prompt_id'][i]}", "rank": 0, **drawn}
+        pairs[i] = [{**pair, "original_image": picture, "edited_image": picture}] if i == 0 else []
+    evals = np.array([16, 16, 0][:count], np.int64)
+    return {
+        **batch,
+        **texts,
+        "candidates": candidates,
+        "pairs": pairs,
+        "row_evals": evals,
+        **dict.fromkeys(WEIGHTS, "w"),
+    }
+
+
+def test_plan_depends_on_the_rows_alone_and_covers_each_once():
+    plan = plan_shards(rows(8), RECIPE)
+    assert [len(shard.rows) for shard in plan] == [3, 3, 2]
+    assert [row.index for shard in plan for row in shard.rows] == list(range(8))
+    assert plan == plan_shards(rows(8), RECIPE)
+    assert plan[0].name.startswith("part-00000-")
+    assert plan[0].name == plan_shards(rows(20), RECIPE)[0].name
+    assert plan[0].name != plan_shards(rows(8, start=1), RECIPE)[0].name
+
+
+def test_only_committed_shards_count_as_finished(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(8), RECIPE)
+    assert unfinished(plan, folder) == plan
+    commit_shard(folder, plan[1].name, painted(plan[1]), RECIPE, "run")
+    assert finished_shards(folder) == {plan[1].name}
+    assert unfinished(plan, folder) == [plan[0], plan[2]]
+
+
+def test_shards_of_other_captions_are_refused(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
+    commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
+    with pytest.raises(InputError, match=f"1 shards of other captions .*{plan[0].name}"):
+        unfinished(plan_shards(rows(6, start=2), RECIPE), folder)
+
+
+@pytest.mark.parametrize("stop_before", ["pairs/", "ledger/", "stats/"])
+def test_a_shard_that_was_cut_off_is_not_finished_and_is_made_again_with_the_same_bytes(
+    tmp_path, monkeypatch, stop_before
+):
+    plan = plan_shards(rows(3), RECIPE)
+    whole = LocalFolder(tmp_path / "whole")
+    commit_shard(whole, plan[0].name, painted(plan[0]), RECIPE, "run")
+    folder, write = LocalFolder(tmp_path / "cut"), LocalFolder.write
+
+    def cut(self, name, data):
+        if name.startswith(stop_before):
+            raise StorageError("the disk is full")
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalFolder, "write", cut)
+    with pytest.raises(StorageError):
+        commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
+    monkeypatch.undo()
+    assert unfinished(plan, folder) == plan
+    commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
+    assert {n: folder.read(n) for n in folder.list()} == {n: whole.read(n) for n in whole.list()}
+
+
+def test_committed_rows_can_be_read_back_and_summed(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, run_id_of(RECIPE))
+    totals = Totals()
+    totals.add_all(read_stats(folder, [shard.name for shard in plan]))
+    write_manifest(folder, totals.files)
+    assert verify(folder) == []
+    ledger, pairs = list(iterate_ledger(folder)), list(iterate_pairs(folder))
+    assert [row["index"] for row in ledger] == list(range(6))
+    assert [row["status"] for row in ledger] == ["accepted", "exhausted", "refused"] * 2
+    assert [(row["n_candidates"], row["n_kept"]) for row in ledger] == [(2, 1), (2, 0), (0, 0)] * 2
+    assert [pair["prompt_id"] for pair in pairs] == [rows(6)[0].prompt_id, rows(6)[3].prompt_id]
+    assert pairs[1]["width"] == 8
+    assert pairs[1]["p2p_mode"] == "cross"
+    assert pairs[1]["unet_sha256"] == "w"
+    assert decode_image(pairs[1]["edited_image"]["bytes"])[0, 0, 0] == 3
+    summary = summary_of(totals, bad_rows=2, seconds=1.0)
+    assert summary == {
+        "prompts": 6, "candidates": 8, "kept_pairs": 2, "row_evals": 64, "row_evals_per_kept_pair": 32.0,
+        "pass_share": 0.25, "prompts_by_reason": {"accepted": 2, "exhausted": 2, "too_long": 2},
+        "kept_by_reason": {"below_direction": 2, "below_image": 2, "kept": 2, "not_finite": 2},
+        "bad_input_rows": 2, "seconds": 1.0,
+    }  # fmt: skip
+
+
+def test_stats_hold_no_times(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(3), RECIPE)
+    commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
+    stats = json.loads(folder.read(f"stats/{plan[0].name}.json"))
+    assert set(stats) == {
+        "files", "prompts", "candidates", "kept_pairs", "row_evals", "prompts_by_reason", "candidates_by_reason"
+    }  # fmt: skip
+
+
+def test_contact_sheet_shows_both_pictures_of_each_pair():
+    scores = dict.fromkeys(("sim_original", "sim_edited", "sim_image", "sim_direction", "p2p_threshold"), 0.5)
+    red = encode_image(np.full((16, 16, 3), (255, 0, 0), np.uint8))
+    blue = encode_image(np.full((16, 16, 3), (0, 0, 255), np.uint8))
+    pair = {"original_image": image_cell(red), "edited_image": image_cell(blue), "caption": "a" * 300,
+            "instruction": "make it blue", **scores}  # fmt: skip
+    sheet = decode_image(draw_sheet([pair] * 5))
+    assert (sheet == (255, 0, 0)).all(axis=2).sum() == 5 * 128 * 128
+    assert (sheet == (0, 0, 255)).all(axis=2).sum() == 5 * 128 * 128
+    assert decode_image(draw_sheet([])).std() > 0

@@ -1,0 +1,156 @@
+"""What jobs/datagen.py says to bad input, before any cluster starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import datagen
+from tests.tiny_family import build_tiny_family
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("family")
+    build_tiny_family(folder)
+    return folder
+
+
+@pytest.fixture
+def job(family, tmp_path, capsys):
+    """Runs the job with the tiny family; returns exit code and what it said on stderr."""
+
+    def run(*more: str, output: str | None = None) -> tuple[int, str]:
+        models = [
+            part
+            for name in ("text_to_image", "clip", "triplet_lm")
+            for part in ("--set", f"models.{name}={family / name}")
+        ]
+        code = datagen.main([*models, "--output", output or str(tmp_path / "run"), *more])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def one_error(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, said
+    assert "Traceback" not in said
+    return lines[0]
+
+
+def test_empty_caption_file(job, tmp_path):
+    (tmp_path / "none.jsonl").write_text("")
+    code, said = job("--captions", str(tmp_path / "none.jsonl"))
+    assert code == 1
+    assert "none.jsonl: the file is empty; it needs at least one caption" in one_error(said)
+
+
+def test_missing_column(job, tmp_path):
+    (tmp_path / "c.csv").write_text("title,url\na boat,x\n")
+    code, said = job("--captions", str(tmp_path / "c.csv"))
+    assert code == 1
+    error = one_error(said)
+    assert "c.csv" in error
+    assert "caption" in error
+    assert "title" in error
+
+
+def test_missing_file_and_unknown_suffix(job, tmp_path):
+    assert "gone.jsonl" in one_error(job("--captions", str(tmp_path / "gone.jsonl"))[1])
+    assert ".jsonl" in one_error(job("--captions", str(tmp_path / "gone.xls"))[1])
+
+
+def test_unreachable_bucket(job, monkeypatch):
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    code, said = job(output="s3://no-such-bucket/run")
+    assert code == 1
+    assert "s3://no-such-bucket/run" in one_error(said)
+    assert "AWS_ENDPOINT_URL" in said
+
+
+def test_corrupt_weight_file(job, family):
+    path = next((family / "text_to_image" / "unet").glob("*.safetensors"))
+    whole = path.read_bytes()
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        code, said = job("--prompts", "2")
+        assert code == 1
+        error = one_error(said)
+        assert str(path) in error
+        assert str(len(whole) // 2) in error
+        assert str(len(whole)) in error
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_model_that_is_not_named(job):
+    code, said = job("--prompts", "2", "--set", "models.text_to_image=")
+    assert code == 1
+    assert "--set models.text_to_image=DIR" in one_error(said)
+
+
+def test_a_folder_of_another_recipe_is_not_mixed(job, tmp_path):
+    (tmp_path / "run").mkdir()
+    recipe = datagen.load_recipe("postcard", ["pairs.steps=7"])
+    (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
+    code, said = job("--prompts", "2")
+    assert code == 1
+    assert "pairs.steps is 7 there and 20 here" in one_error(said)
+
+
+def test_a_folder_of_other_captions_is_not_mixed(job, tmp_path):
+    (tmp_path / "run" / "stats").mkdir(parents=True)
+    (tmp_path / "run" / "stats" / "part-00000-deadbeef.json").write_text("{}")
+    code, said = job("--prompts", "4")
+    assert code == 1
+    assert "part-00000-deadbeef" in one_error(said)
+    assert "choose another --output" in said
+
+
+def test_bad_rows_are_named_and_listed(tmp_path, capsys):
+    lines = [json.dumps({"caption": f"a red boat number {i}"}) for i in range(1, 31)]
+    lines[16] = '{"caption": broken'
+    lines[20] = json.dumps({"caption": "x" * 5000})
+    path = tmp_path / "captions.jsonl"
+    path.write_text("\n".join(lines))
+    args = datagen.arguments(["--captions", str(path), "--output", str(tmp_path / "run")])
+    captions = datagen.read_input(args, datagen.load_recipe("postcard"))
+    datagen.report_bad_rows(datagen.open_folder(args.output), captions)
+    said = capsys.readouterr().err
+    assert f"{path}, line 17: " in said
+    assert "line 21" in said
+    assert "5000" in said
+    assert len(captions.rows) == 28
+    listed = [json.loads(line) for line in (tmp_path / "run" / "bad_rows.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in listed] == [17, 21]
+
+
+@pytest.mark.parametrize("value", ["0:2", "3:1", "a:b", ""])
+def test_pool_sizes_are_checked(value, capsys):
+    with pytest.raises(SystemExit):
+        datagen.arguments(["--output", "x", "--painters", value])
+    assert "MIN" in capsys.readouterr().err
+
+
+def test_sd15_needs_captions(job):
+    code, said = job("--recipe", "sd15")
+    assert code == 1
+    assert "--captions" in one_error(said)
+
+
+def test_captions_and_triplets_exclude_each_other(job):
+    assert "exclude each other" in one_error(job("--captions", "a.txt", "--triplets", "b.txt")[1])
+
+
+@pytest.mark.parametrize(("kept", "errors", "bad", "code"), [(5, 0, 0, 0), (0, 0, 0, 3), (5, 1, 0, 3), (5, 0, 2, 3)])
+def test_exit_code_says_whether_all_could_be_used(kept, errors, bad, code):
+    reasons = {"accepted": 3, "error": errors}
+    summary = {"kept_pairs": kept, "prompts_by_reason": reasons, "bad_input_rows": bad, "kept_by_reason": {}}
+    assert datagen.exit_code(summary) == code

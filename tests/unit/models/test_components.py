@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_family import clip_tokenizer, tiny_unet
+
+from ip2p.config import Models
+from ip2p.errors import CheckpointError, RecipeError
+from ip2p.models import components
+from ip2p.models.checkpoint import file_sha256, write_manifest
+from ip2p.models.components import embedded_folder, load_clip, load_text_to_image
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture
+def own(tiny_family: Path, tmp_path: Path) -> Path:
+    """A private copy of the text-to-image folder, to be damaged."""
+    return shutil.copytree(tiny_family / "text_to_image", tmp_path / "own")
+
+
+@pytest.fixture
+def own_clip(tiny_family: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_family / "clip", tmp_path / "own_clip")
+
+
+@pytest.fixture
+def embedded(tiny_family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny family in the place of the shipped one, with manifests."""
+    root = shutil.copytree(tiny_family, tmp_path / "weights")
+    for part in root.iterdir():
+        write_manifest(part)
+    monkeypatch.setattr(components, "EMBEDDED_WEIGHTS", root)
+    return root
+
+
+def load(folder: Path, **options: str) -> components.TextToImage:
+    return load_text_to_image(Models(text_to_image=str(folder), **options), "cpu")
+
+
+def rewrite(file: Path, name: str, change) -> None:
+    tensors = load_file(file)
+    tensors[name] = change(tensors[name])
+    save_file(tensors, file, metadata={"format": "pt"})  # as diffusers writes it
+
+
+def test_loaded_modules_are_frozen_in_eval_mode_and_named_by_their_bytes(tiny_family: Path) -> None:
+    model = load(tiny_family / "text_to_image")
+    for module in (model.unet, model.vae, model.text_encoder):
+        assert not module.training
+        assert not any(parameter.requires_grad for parameter in module.parameters())
+    assert model.sha256["unet"] == file_sha256(tiny_family / "text_to_image" / UNET)
+    assert set(model.sha256) == {"unet", "vae", "text_encoder"}
+    assert model.scheduler_config["prediction_type"] == "v_prediction"
+    assert model.tokenizer("a red boat")["input_ids"] == clip_tokenizer()("a red boat")["input_ids"]
+
+
+def test_only_the_unet_takes_the_recipes_dtype(tiny_family: Path) -> None:
+    model = load(tiny_family / "text_to_image", dtype="bfloat16")
+    assert (model.unet.dtype, model.vae.dtype, model.text_encoder.dtype) == (
+        torch.bfloat16, torch.float32, torch.float32,
+    )  # fmt: skip
+
+
+def test_half_precision_files_are_read_as_float32(own: Path) -> None:
+    for file in own.rglob("*.safetensors"):
+        save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    model = load(own)
+    assert {module.dtype for module in (model.unet, model.vae, model.text_encoder)} == {torch.float32}
+
+
+def test_tokenizer_is_read_from_vocabulary_and_merges_alone(own: Path) -> None:
+    written = json.loads((own / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (own / "tokenizer" / "tokenizer.json").unlink()
+    (own / "tokenizer" / "vocab.json").write_text(json.dumps(written["vocab"]))
+    merges = [" ".join(pair) for pair in written["merges"]]
+    (own / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    ids = load(own).tokenizer("a red boat, at night")["input_ids"]
+    assert ids == clip_tokenizer()("a red boat, at night")["input_ids"]
+    assert len(ids) == 8  # every word is one token, so the merges were read
+
+
+def test_empty_model_id_is_a_recipe_error_with_the_option_to_set() -> None:
+    with pytest.raises(RecipeError, match=r"--set models\.text_to_image=DIR"):
+        load_text_to_image(Models(text_to_image=""), "cpu")
+    with pytest.raises(RecipeError, match=r"--set models\.clip=DIR"):
+        load_clip(Models(clip=""), "cpu")
+
+
+def test_absent_folder_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder; correct models\.text_to_image"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [UNET, "vae/config.json", "scheduler/scheduler_config.json"])
+def test_absent_file_of_a_component_is_refused_by_name(own: Path, name: str) -> None:
+    (own / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name}: no such file"):
+        load(own)
+
+
+def test_absent_tokenizer_is_refused_by_name(own: Path) -> None:
+    shutil.rmtree(own / "tokenizer")
+    with pytest.raises(CheckpointError, match="tokenizer: cannot be loaded"):
+        load(own)
+
+
+def test_truncated_weights_are_refused_by_name_with_both_sizes(own: Path) -> None:
+    whole = (own / UNET).read_bytes()
+    (own / UNET).write_bytes(whole[:-100])
+    with pytest.raises(CheckpointError, match=rf"{UNET}: found {len(whole) - 100} bytes, expected {len(whole)}"):
+        load(own)
+
+
+def test_pickled_weights_are_never_opened(own: Path) -> None:
+    (own / UNET).rename(own / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin: found pickled weights"):
+        load(own)
+
+
+def test_weights_with_nan_are_refused_by_file_and_tensor(own: Path) -> None:
+    rewrite(own / UNET, "conv_in.bias", lambda bias: bias * float("nan"))
+    with pytest.raises(CheckpointError, match=rf"{UNET}: conv_in\.bias has 16 values that are NaN"):
+        load(own)
+
+
+def test_weights_of_another_shape_are_refused_by_file(own: Path) -> None:
+    rewrite(own / UNET, "conv_in.bias", lambda bias: torch.cat([bias, bias]))
+    with pytest.raises(CheckpointError, match=rf"{UNET}: cannot be loaded \(.*shape"):
+        load(own)
+
+
+def test_missing_tensor_is_refused_by_its_name(own: Path) -> None:
+    tensors = load_file(own / UNET)
+    del tensors["conv_in.bias"]
+    save_file(tensors, own / UNET)
+    with pytest.raises(
+        CheckpointError, match=rf"{UNET}: 1 tensors of config\.json are missing, the first conv_in\.bias"
+    ):
+        load(own)
+
+
+def test_edit_model_is_refused_with_its_channels(own: Path) -> None:
+    tiny_unet(in_channels=8).save_pretrained(own / "unet")
+    with pytest.raises(CheckpointError, match=r"unet: found in_channels 8, expected 4 \(this is an edit model"):
+        load(own)
+
+
+def test_text_encoder_of_another_width_is_refused(own: Path) -> None:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=9
+    )
+    CLIPTextModel(config).save_pretrained(own / "text_encoder")
+    with pytest.raises(CheckpointError, match="found cross_attention_dim 32, expected 16"):
+        load(own)
+
+
+def test_unknown_prediction_type_is_refused_by_name(own: Path) -> None:
+    (own / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "flow"}')
+    with pytest.raises(
+        CheckpointError, match=r"scheduler_config\.json: found prediction_type 'flow', expected epsilon"
+    ):
+        load(own)
+
+
+def test_a_folder_that_has_a_manifest_is_verified_against_it(own: Path) -> None:
+    write_manifest(own)
+    rewrite(own / UNET, "conv_in.bias", lambda bias: bias + 1)
+    with pytest.raises(CheckpointError, match=f"{UNET}: found sha256"):
+        load(own)
+
+
+def test_embedded_parts_are_verified_before_they_are_loaded(embedded: Path) -> None:
+    assert load_text_to_image(Models(), "cpu").unet.config.in_channels == 4
+    assert load_clip(Models(), "cpu").image_size == 16
+    assert embedded_folder("triplet_lm") == embedded / "triplet_lm"
+    rewrite(embedded / "text_to_image" / UNET, "conv_in.bias", lambda bias: bias + 1)
+    with pytest.raises(CheckpointError, match=rf"{UNET}: found sha256 .*make weights"):
+        load_text_to_image(Models(), "cpu")
+
+
+def test_embedded_part_that_is_not_there_is_refused_with_the_remedy(embedded: Path) -> None:
+    shutil.rmtree(embedded / "clip")
+    with pytest.raises(
+        CheckpointError, match="clip: no such folder, expected the embedded weights; run `make weights`"
+    ):
+        load_clip(Models(), "cpu")
+
+
+def test_clip_folder_brings_its_own_tokenizer_size_and_normalisation(tiny_family: Path) -> None:
+    clip = load_clip(Models(clip=str(tiny_family / "clip")), "cpu")
+    assert clip.image_size == 16
+    assert clip.mean == (0.48, 0.46, 0.41)
+    assert clip.std == (0.27, 0.26, 0.28)
+    assert clip.tokenizer(["a red boat"]).shape == (1, 77)
+    assert clip.tokenizer(["a red boat"])[0, :5].tolist() == clip_tokenizer()("a red boat")["input_ids"]
+    assert clip.sha256 == file_sha256(tiny_family / "clip" / "open_clip_model.safetensors")
+    assert not clip.model.training
+
+
+def test_clip_weights_are_refused_when_truncated_pickled_or_absent(own_clip: Path) -> None:
+    file = own_clip / "open_clip_model.safetensors"
+    models = Models(clip=str(own_clip))
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9])
+    with pytest.raises(CheckpointError, match=rf"open_clip_model\.safetensors: found {len(whole) - 9} bytes"):
+        load_clip(models, "cpu")
+    file.rename(own_clip / "open_clip_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"open_clip_pytorch_model\.bin: found pickled weights"):
+        load_clip(models, "cpu")
+    (own_clip / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"open_clip_model\.safetensors: no such file"):
+        load_clip(models, "cpu")
+
+
+def test_clip_weights_with_nan_or_of_another_shape_are_refused(own_clip: Path) -> None:
+    file = own_clip / "open_clip_model.safetensors"
+    rewrite(file, "ln_final.bias", lambda bias: bias * float("nan"))
+    with pytest.raises(CheckpointError, match=r"ln_final\.bias has 32 values that are NaN"):
+        load_clip(Models(clip=str(own_clip)), "cpu")
+    rewrite(file, "ln_final.bias", lambda bias: torch.zeros(3))
+    with pytest.raises(CheckpointError, match="own_clip: cannot be loaded"):
+        load_clip(Models(clip=str(own_clip)), "cpu")
+
+
+def test_clip_by_name_needs_a_known_name_and_a_known_tag_or_file() -> None:
+    with pytest.raises(RecipeError, match="neither a folder nor an open_clip model name"):
+        load_clip(Models(clip="ViT-Z-99"), "cpu")
+    with pytest.raises(RecipeError, match=r"tag of ViT-B-32 \(known: .*openai"):
+        load_clip(Models(clip="ViT-B-32", clip_pretrained="nonsense"), "cpu")
+    with pytest.raises(RecipeError, match="neither a"):
+        load_clip(Models(clip="ViT-B-32", clip_pretrained="weights.pt"), "cpu")
+
+
+def test_clip_by_name_loads_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import open_clip
+
+    small = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 16, "head_width": 8, "layers": 1},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+    }
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    open_clip.factory._MODEL_CONFIGS["small"] = small
+    model = open_clip.CLIP(**small)
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "w.safetensors")
+    models = Models(clip="small", clip_pretrained=str(tmp_path / "w.safetensors"))
+    clip = load_clip(models, "cpu")
+    assert torch.equal(clip.model.ln_final.weight, model.ln_final.weight)
+    assert torch.equal(clip.model.token_embedding.weight, model.token_embedding.weight)
+    assert clip.tokenizer(["a boat"]).shape == (1, 77)
+    assert clip.sha256 == file_sha256(tmp_path / "w.safetensors")
