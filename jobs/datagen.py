@@ -34,7 +34,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--recipe", default="postcard", help=f"what to make: {', '.join(sorted(RECIPES))} (default %(default)s)")
     add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a recipe field; repeatable")
-    add("--output", required=True, help="run folder, local or s3://bucket/prefix")
+    add("--output", default="out/datagen", help="run folder, local or s3://bucket/prefix (default %(default)s)")
     add("--captions", default="", help=".jsonl .csv .parquet or .txt, local or s3:// (default: postcards' own grammar)")
     add("--triplets", default="", help="the same kinds of file, holding ready triplets (input/edit/output work too)")
     add("--prompts", type=int, default=None, help="use the first N captions (default: all; 24 without --captions)")
