@@ -29,7 +29,7 @@ endif
 demo: $(STAMP)  ## a private Ray, one datagen job on the shipped weights, a contact sheet to look at
 	$(BIN)/python -m cluster.local run -- ray job submit --working-dir . -- \
 		python jobs/datagen.py --recipe postcard --prompts 24 --output "$(DEMO)"
-	@find "$(DEMO)" -name '*contact*' -print
+	@echo "look at:" && ls "$(DEMO)/contact_sheet.png"
 
 test: $(STAMP)  ## all tests: the library, then Ray and real servers
 	$(BIN)/python -m pytest tests/unit

@@ -30,7 +30,7 @@ from ip2p.errors import Ip2pError
 # Ray's sockets lie some 70 bytes below and a Unix socket path ends at 107, so $TMPDIR, long on macOS, is not used.
 PARENT = Path("/tmp")
 PREFIX = "ip2p-"
-# Of another cluster; with them in its environment a head would follow that one.
+# Of another cluster. RAY_AUTH_TOKEN would even go before the file that we name.
 FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
 
 
@@ -102,11 +102,14 @@ def clusters() -> list[Cluster]:
 
 
 def environment(cluster: Cluster) -> dict[str, str]:
-    """What a client needs: the addresses, the token's place, and the ``ray`` of this Python first on PATH."""
+    """This process's environment, made into that of a client of ``cluster`` with the ``ray`` of this Python on PATH."""
+    return _inherited() | _addresses(cluster) | _shared_environment(cluster.folder)
+
+
+def _addresses(cluster: Cluster) -> dict[str, str]:
     return {
         "RAY_ADDRESS": f"127.0.0.1:{cluster.gcs_port}",
         "RAY_API_SERVER_ADDRESS": cluster.dashboard,
-        **_shared_environment(cluster.folder),
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost"])),
     }
 
@@ -147,10 +150,13 @@ def _head_command(folder: Path, size: Size, gcs: int, dashboard: int, client: in
 
 
 def _head_environment(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     # There is no other node to drain to, and the default waits 30 s for running work.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    return kept | _shared_environment(folder) | drain | {processes.MARK: str(folder)}
+    return _inherited() | _shared_environment(folder) | drain | {processes.MARK: str(folder)}
+
+
+def _inherited() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in FOREIGN}
 
 
 def _shared_environment(folder: Path) -> dict[str, str]:
@@ -181,10 +187,10 @@ def _write_state(cluster: Cluster) -> None:
 
 
 def _exports(cluster: Cluster) -> str:
-    values = {name: shlex.quote(value) for name, value in environment(cluster).items()}
+    values = {name: shlex.quote(v) for name, v in (_addresses(cluster) | _shared_environment(cluster.folder)).items()}
     # Put before whatever the reading shell has, which need not be what this process has.
     values["PATH"] = f'{shlex.quote(_python_folder())}:"$PATH"'
-    return "".join(f"export {name}={value}\n" for name, value in values.items())
+    return f"unset {' '.join(FOREIGN)}\n" + "".join(f"export {name}={value}\n" for name, value in values.items())
 
 
 def _free_ports(count: int) -> list[int]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import os
 import signal
 import subprocess
 import sys
@@ -123,7 +122,7 @@ def _table(found: list[Cluster]) -> str:
 @contextlib.contextmanager
 def _child(command: Sequence[str], cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
     try:
-        child = subprocess.Popen(list(command), env=os.environ | environment(cluster))
+        child = subprocess.Popen(list(command), env=environment(cluster))
     except OSError as error:
         raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from error
     try:

@@ -75,7 +75,7 @@ class Filter:
 class Output:
     """How results are stored. One shard is the unit of commit: it appears whole or not at all."""
 
-    prompts_per_shard: int = 4
+    prompts_per_shard: int = 4  # worked on together; near-duplicate instructions are looked for among them
     image_format: str = "png"  # png | jpeg (quality 95, 4:4:4)
 
 
@@ -126,7 +126,7 @@ def sd15() -> Recipe:
     return Recipe(
         name="sd15",
         models=Models(text_to_image="", clip="ViT-L-14-quickgelu", clip_pretrained="openai", triplet_lm=""),
-        output=Output(prompts_per_shard=1),
+        output=Output(prompts_per_shard=8),
     )
 
 

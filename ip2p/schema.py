@@ -27,17 +27,6 @@ CANDIDATE_REASONS = (
     "over_max_kept",  # passed, but better ones filled the prompt's places
     "not_finite",  # the sampler gave NaN or Inf
 )  # fmt: skip
-LEDGER_STATUSES = ("accepted", "exhausted", "refused", "error")
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One input caption. ``line`` is its 1-based line or row in ``source``, for messages."""
-
-    text: str
-    source: str = ""
-    line: int = 0
-    url: str = ""
 
 
 @dataclass(frozen=True)

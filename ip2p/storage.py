@@ -42,8 +42,13 @@ def open_folder(uri: str) -> Folder:
 
 def read_file(uri: str) -> bytes:
     """The bytes of one local or ``s3://`` file."""
+    if "://" not in uri:
+        path = Path(uri)
+        return LocalFolder(path.parent).read(path.name)
     folder, _, name = uri.rpartition("/")
-    return open_folder(folder or ".").read(name)
+    if not name or folder == "s3:/":
+        raise StorageError(f"{uri!r} names no file; write s3://bucket/file")
+    return open_folder(folder).read(name)
 
 
 def sha256(data: bytes) -> str:

@@ -17,10 +17,8 @@ from pathlib import Path
 from ip2p.config import Placement, Recipe
 from ip2p.dataset.shards import Shard, ShardStats, commit_shard
 from ip2p.errors import Ip2pError
-from ip2p.pairs.painter import PaintPairs
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import as_batch
-from ip2p.triplets.stage import WriteTriplets
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, typing.Any]
@@ -32,6 +30,8 @@ class WriteShard:
     """``ip2p.triplets.stage.WriteTriplets`` on packed shards. The name is what process lists and dashboards show."""
 
     def __init__(self, recipe: Recipe):
+        from ip2p.triplets.stage import WriteTriplets  # here: only this actor needs what it imports
+
         self.stage = loaded(lambda: WriteTriplets(recipe, threads=1))
 
     def __call__(self, row: Row) -> Row:
@@ -42,6 +42,8 @@ class PaintShard:
     """``ip2p.pairs.painter.PaintPairs`` on packed shards; adds the ids of the weights that painted."""
 
     def __init__(self, recipe: Recipe, threads: int):
+        from ip2p.pairs.painter import PaintPairs
+
         self.stage = loaded(lambda: PaintPairs(recipe, threads=threads))
 
     def __call__(self, row: Row) -> Row:
@@ -111,7 +113,6 @@ def connect() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     import ray
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if ray.is_initialized():
         return
     if os.environ.get("RAY_ADDRESS"):
@@ -137,9 +138,7 @@ def run_shards(
     """
     import ray
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    _silence(ray.data.DataContext.get_current())
     rows = [{"name": shard.name, "payload": pack(as_batch(shard.rows))} for shard in shards]
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     writer, painter = stages
@@ -159,6 +158,16 @@ def run_shards(
         if isinstance(done, Ip2pError):
             raise done
         yield done
+
+
+def _silence(context: typing.Any) -> None:
+    """Our own progress says what a user wants to know; Ray Data's notes would bury it."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []
+    # Not earlier: importing ray.data sets these levels itself.
+    for name in ("ray.data", "ray.data._internal"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _pool(size: tuple[int, int]) -> typing.Any:

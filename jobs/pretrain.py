@@ -25,6 +25,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--output", type=Path, default=Path("build/weights"), help="where the family is written (default %(default)s)")
     add("--work", type=Path, default=Path("build/pretrain"), help="checkpoints and drawings (default %(default)s)")
+    add("--start", type=Path, default=None, help="go on from the weights of this family instead of from nothing")
     add("--stages", default=",".join(STAGES), help="comma-separated, in order (default %(default)s)")
     add("--device", default="auto", help="cpu, cuda or auto (default)")
     add("--threads", type=int, default=0, help="CPU threads, 0 = all cores (default)")
@@ -48,12 +49,45 @@ def main(argv: list[str] | None = None) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if args.device == "auto" else args.device
+    if args.start:
+        start_from(args.start, args.work)
     stages = args.stages.split(",")
     for stage in STAGES:
         if stage in stages:
             print(f"== {stage}", flush=True)
             globals()[f"run_{stage}"](args, device)
     return 0
+
+
+def start_from(family: Path, work: Path) -> None:
+    """Make ``family`` the step 0 of every part that has no checkpoint in ``work`` yet."""
+    from safetensors.torch import load_file
+    from transformers import GPT2LMHeadModel
+
+    from ip2p.postcards.family.autoencoder import new_autoencoder
+    from ip2p.postcards.family.clip import new_clip
+    from ip2p.postcards.family.fitting import save_start
+    from ip2p.postcards.family.text_to_image import new_unet
+    from ip2p.postcards.family.tokenizer import copy_tokenizer
+    from ip2p.postcards.reader import AttributeReader
+
+    copy_tokenizer(family / "text_to_image" / "tokenizer", work / "tokenizer")
+    parts = {
+        "vae": (new_autoencoder(), "text_to_image/vae/diffusion_pytorch_model.safetensors"),
+        "unet": (new_unet(), "text_to_image/unet/diffusion_pytorch_model.safetensors"),
+        "clip": (new_clip(_vocabulary(work)), "clip/open_clip_model.safetensors"),
+        "reader": (AttributeReader(), "reader/model.safetensors"),
+    }
+    for name, (module, file) in parts.items():
+        if not (work / f"{name}.pt").exists():
+            module.load_state_dict(load_file(family / file))
+            save_start(work / f"{name}.pt", module)
+    if not (work / "triplet_lm.pt").exists():
+        save_start(work / "triplet_lm.pt", GPT2LMHeadModel.from_pretrained(family / "triplet_lm").float())
+
+
+def _vocabulary(work: Path) -> int:
+    return len(json.loads((work / "tokenizer" / "vocab.json").read_text()))
 
 
 def _drawings(args: argparse.Namespace):
@@ -169,7 +203,7 @@ def trained_vae(work: Path):
 def trained_clip(work: Path):
     from ip2p.postcards.family.clip import new_clip
 
-    return _average(work, "clip", new_clip(len(json.loads((work / "tokenizer" / "vocab.json").read_text()))))
+    return _average(work, "clip", new_clip(_vocabulary(work)))
 
 
 def trained_unet(work: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import random
 import shutil
@@ -37,7 +38,7 @@ def ray_local() -> Iterator[None]:
             num_cpus=4,
             object_store_memory=200 * 2**20,
             include_dashboard=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=folder,
         )
         try:

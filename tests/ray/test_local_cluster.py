@@ -45,7 +45,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def running(project: Path) -> Iterator[Cluster]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(project)
-        patch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # somebody else's cluster must not matter
         cluster = start(SMALL)
     yield cluster
     stop(cluster)
@@ -74,7 +73,7 @@ def _wait_for(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
 def test_job_given_as_a_bare_path_runs_in_the_folder_of_the_head(running: Cluster, project: Path) -> None:
     submitted = subprocess.run(
         ["ray", "job", "submit", "jobs/toy.py"],
-        env=os.environ | environment(running),
+        env=environment(running),
         capture_output=True,
         text=True,
         timeout=300,
@@ -103,8 +102,10 @@ def test_status_shows_the_cluster_and_where_to_look(running: Cluster, capsys: py
 
 
 def test_env_file_gives_a_shell_what_a_client_needs(running: Cluster) -> None:
-    script = f'. {running.folder}/env.sh; echo "$RAY_ADDRESS $RAY_AUTH_MODE"; command -v ray; echo "$PATH"'
-    shell = subprocess.run(["sh", "-c", script], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    show = 'echo "$RAY_ADDRESS $RAY_AUTH_MODE$RAY_AUTH_TOKEN"; command -v ray; echo "$PATH"'
+    before = {"PATH": "/usr/bin:/bin", "RAY_AUTH_TOKEN": "of another cluster"}
+    script = f". {running.folder}/env.sh; {show}"
+    shell = subprocess.run(["sh", "-c", script], env=before, capture_output=True, text=True)
     here = Path(sys.executable).parent
     assert shell.stdout.splitlines() == [f"127.0.0.1:{running.gcs_port} token", f"{here}/ray", f"{here}:/usr/bin:/bin"]
 
@@ -118,7 +119,7 @@ def test_run_gives_the_exit_code_and_leaves_only_the_others(running: Cluster, by
     assert processes.is_alive(bystander)
 
 
-def test_terminated_run_ends_its_command_and_its_cluster(running: Cluster, tmp_path: Path) -> None:
+def test_terminated_run_ends_its_command_and_its_cluster(tmp_path: Path) -> None:
     before = _folders()
     command = ["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 600"]
     running_it = subprocess.Popen(
@@ -142,6 +143,16 @@ def test_head_that_was_killed_is_cleaned_up_by_down() -> None:
     assert local.main(["down", str(cluster.folder)]) == 0
     assert not [p for p in members if processes.is_alive(p)]
     assert not cluster.folder.exists()
+
+
+def test_variables_of_another_cluster_reach_neither_head_nor_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in head.FOREIGN:
+        monkeypatch.setenv(name, "of another cluster")
+    assert "of another cluster" not in head._head_environment(tmp_path).values()
+    assert "of another cluster" not in environment(Cluster(tmp_path, 1, 2.0, 3, 4)).values()
+    assert "RAY_AUTH_TOKEN" not in environment(Cluster(tmp_path, 1, 2.0, 3, 4))
 
 
 def test_head_that_does_not_start_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,17 @@ def test_storage_errors_name_the_place(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match="cannot write"):
         LocalFolder(tmp_path / "file").write("below", b"1")
-    assert read_file(str(tmp_path / "file")) == b"x"
+
+
+def test_one_file_is_read_wherever_it_lies(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    assert read_file(str(tmp_path / "file")) == read_file("file") == b"x"
+    with pytest.raises(StorageError, match=r"^/no-such-file-at-the-root: no such file"):
+        read_file("/no-such-file-at-the-root")
+    for wrong in ("s3://bucket", "s3://bucket/"):
+        with pytest.raises(StorageError, match="names no file"):
+            read_file(wrong)
 
 
 def test_s3_folder_behaves_like_a_local_one_and_explains_itself(monkeypatch):

@@ -36,7 +36,7 @@ def new_autoencoder() -> AutoencoderKL:
 
 def to_unit(pixels: np.ndarray) -> torch.Tensor:
     """uint8 ``(n, H, W, 3)`` to float ``(n, 3, H, W)`` in [-1, 1], channels last."""
-    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float()
+    picture = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
     return (picture / 127.5 - 1.0).contiguous(memory_format=torch.channels_last)
 
 

@@ -35,6 +35,7 @@ def clip_config(vocabulary: int) -> dict[str, object]:
     vision = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 20, "patch_size": None}
     text = {
         "context_length": WINDOW, "vocab_size": vocabulary, "width": WIDTH, "heads": 4, "layers": 3,
+        "hf_tokenizer_name": "beside this file",  # any name makes open_clip look there
     }  # fmt: skip
     preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
     return {"model_cfg": {"embed_dim": WIDTH, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": preprocess}

@@ -49,6 +49,8 @@ def fit(
 ) -> M:
     """Train ``module`` to ``schedule.steps`` and return its moving average, going on from ``folder/name.pt`` if there.
 
+    Without a checkpoint ``module`` itself is the start: new, or holding weights of an earlier training.
+
     ``loss_of(step)`` builds its own batch from the step's number and returns a scalar. Parameters that do not require
     a gradient are left alone.
     """
@@ -82,8 +84,16 @@ def _resume(path: Path, module: torch.nn.Module, average: torch.nn.Module, optim
     state = torch.load(path, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     average.load_state_dict(state["average"])
-    optimizer.load_state_dict(state["optimizer"])
+    if state["optimizer"] is not None:
+        optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def save_start(path: Path, module: torch.nn.Module) -> None:
+    """Write weights of an earlier training as the checkpoint of step 0, without an optimizer's memory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = module.state_dict()
+    torch.save({"step": 0, "module": state, "average": state, "optimizer": None}, path)
 
 
 def _save(

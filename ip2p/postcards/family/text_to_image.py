@@ -6,6 +6,7 @@ pure noise, where predicting the noise itself teaches little. The scheduler file
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -50,6 +51,7 @@ def new_unet(text_width: int = 128) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
+@functools.cache
 def alphas_cumprod() -> torch.Tensor:
     """Signal power left at each of the 1000 timesteps, ``(1000,)``."""
     ends = (math.sqrt(SCHEDULER["beta_start"]), math.sqrt(SCHEDULER["beta_end"]))  # type: ignore[arg-type]
@@ -78,26 +80,31 @@ def train_text_to_image(
     """Train on posterior samples × ``scaling_factor``; ``latents`` are means and deviations of ``drawings``."""
     unet = new_unet(text_encoder.config.hidden_size).to(memory_format=torch.channels_last).to(device)
     means, stds = latents
-    signal = alphas_cumprod().to(device)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng((4, step))
         chosen = rng.integers(len(means), size=schedule.batch)
         noises = torch.from_numpy(rng.standard_normal((2, schedule.batch, 4, 8, 8), dtype=np.float32))
-        clean = ((means[chosen] + stds[chosen] * noises[0]) * scaling_factor).to(device)
-        noise = noises[1].to(device)
-        timesteps = torch.from_numpy(rng.integers(0, 1000, size=schedule.batch)).to(device)
+        clean = (means[chosen] + stds[chosen] * noises[0]) * scaling_factor
+        timesteps = torch.from_numpy(rng.integers(0, 1000, size=schedule.batch))
         captions = [
             "" if rng.random() < TEXT_DROPOUT else caption_of(drawings.scene(int(i)), sample_wording(rng))
             for i in chosen
         ]
         text = encode_captions(captions, tokenizer, text_encoder)
-        a = signal[timesteps].sqrt()[:, None, None, None]
-        s = (1.0 - signal[timesteps]).sqrt()[:, None, None, None]
-        made = unet((a * clean + s * noise).contiguous(memory_format=torch.channels_last), timesteps, text).sample
-        return F.mse_loss(made, a * noise - s * clean)
+        return v_loss(unet, clean.to(device), noises[1].to(device), timesteps.to(device), text)
 
     return fit(name, folder, unet, loss_of, schedule)
+
+
+def v_loss(
+    unet: UNet2DConditionModel, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor
+) -> torch.Tensor:
+    """Mean squared error of v = √a · noise − √(1 − a) · clean at ``timesteps`` ``(n,)``; latents ``(n, 4, 8, 8)``."""
+    a = alphas_cumprod().to(clean.device)[timesteps][:, None, None, None]
+    noisy = a.sqrt() * clean + (1.0 - a).sqrt() * noise
+    made = unet(noisy.contiguous(memory_format=torch.channels_last), timesteps, text).sample
+    return F.mse_loss(made, a.sqrt() * noise - (1.0 - a).sqrt() * clean)
 
 
 def scaling_factor_of(means: torch.Tensor) -> float:

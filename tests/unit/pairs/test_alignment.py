@@ -75,6 +75,12 @@ def test_padding_id_may_differ_from_the_end_id() -> None:
     assert np.flatnonzero(own).tolist() == [2]
 
 
+def test_padding_does_not_pull_a_word_away_from_its_neighbour() -> None:
+    share, _ = align_tokens(padded([5, 2, 5, 3, 2]), padded([1, 5, 2]), EOS)
+    assert share[2, 1] == share[3, 2] == 1  # "5 2" stays together, though the last 2 stands before the padding
+    assert share[4, 6] == 1
+
+
 captions = st.lists(st.integers(0, 5), max_size=8)
 
 

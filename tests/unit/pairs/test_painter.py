@@ -221,6 +221,7 @@ def test_interrupts_and_broken_devices_end_the_process(painter, monkeypatch, err
         painter(batch(*rows("a")))
 
 
+@pytest.mark.filterwarnings("error")  # NaN is not cast to pixels either
 def test_candidate_that_is_not_finite_is_refused_and_the_others_are_kept(painter, monkeypatch) -> None:
     sample = module.sample_pairs
 

@@ -130,7 +130,7 @@ def test_a_completion_is_cut_before_the_stop(endpoint, ask):
 
 def test_answers_keep_the_order_of_the_prompts_and_several_are_asked_at_once(endpoint, ask):
     prompts = [f"p{i}" for i in range(12)]
-    endpoint.by_prompt = {p: [reply(p.upper(), delay_s=0.1 if i == 0 else 0.02)] for i, p in enumerate(prompts)}
+    endpoint.by_prompt = {p: [reply(p.upper(), delay_s=0.2 if i == 0 else 0.1)] for i, p in enumerate(prompts)}
     assert ask(prompts, concurrency=4) == [p.upper() for p in prompts]
     assert 2 <= endpoint.most_at_once <= 4
 

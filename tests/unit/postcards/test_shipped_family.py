@@ -1,0 +1,125 @@
+"""What the repository ships: whole, small enough, and as good as it is said to be.
+
+Bounds on quality lie a little below what was measured when the weights were made (docs/measurements.md), so that a
+broken loader, tokenizer or file shows, and luck does not.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ip2p.config import load_recipe
+from ip2p.evaluation.exact_edits import attribute_accuracy
+from ip2p.models.checkpoint import verify_manifest
+from ip2p.models.components import EMBEDDED_WEIGHTS, embedded_folder
+from ip2p.pairs.painter import PaintPairs
+from ip2p.postcards.captions import postcard_captions
+from ip2p.postcards.family.autoencoder import to_unit
+from ip2p.postcards.family.drawings import scene_of
+from ip2p.postcards.reader import load_reader, read
+from ip2p.postcards.renderer import render
+from ip2p.triplets.captions import as_batch
+from ip2p.triplets.stage import WriteTriplets
+
+pytestmark = pytest.mark.weights
+PARTS = ("text_to_image", "clip", "triplet_lm", "reader")
+
+
+@pytest.fixture(scope="module")
+def reader():
+    return load_reader(embedded_folder("reader"))
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return PaintPairs(load_recipe("postcard", ["pairs.candidates=2", "pairs.candidates_per_call=2", "pairs.steps=12"]))
+
+
+def drawn(held_out: bool, count: int = 400):
+    scenes = [scene_of(4321, i, held_out) for i in range(count)]
+    return scenes, to_unit(np.stack([render(scene) for scene in scenes]))
+
+
+def test_all_files_are_as_listed_and_leave_room_for_the_edit_unet():
+    sizes = {path: path.stat().st_size for path in EMBEDDED_WEIGHTS.rglob("*") if path.is_file()}
+    for part in PARTS:
+        verify_manifest(EMBEDDED_WEIGHTS / part)
+        about = json.loads((EMBEDDED_WEIGHTS / part / "manifest.json").read_text())["about"]
+        assert about["made_by"] == "jobs/pretrain.py"
+        assert about["steps"]["unet"] > 0
+    unet = sum(size for path, size in sizes.items() if path.parent.name == "unet")
+    assert sum(sizes.values()) + unet < 48e6
+    assert max(sizes.values()) < 17e6, "one file must fit into 16 MiB"
+    assert {path.suffix for path in sizes} <= {".json", ".txt", ".safetensors"}
+
+
+def test_the_reader_reads_held_out_drawings(reader):
+    scenes, pictures = drawn(held_out=True)
+    accuracy = attribute_accuracy(read(reader, pictures), scenes)
+    for name, share in accuracy.items():
+        assert share >= 0.985, (name, share)  # ≥ 0.99 over 1,500; this is a sample of 400
+
+
+def test_the_reader_reads_the_layout(reader):
+    scenes, pictures = drawn(held_out=True)
+    readings = read(reader, pictures)
+    for name, bound in (("horizon", 0.02), ("object_x", 0.02), ("object_size", 0.03)):
+        error = np.mean(
+            [abs(getattr(r, name) - getattr(s.layout, name)) for r, s in zip(readings, scenes, strict=True)]
+        )
+        assert error < bound, (name, error)
+
+
+def test_the_autoencoder_keeps_what_a_picture_shows(painter, reader):
+    scenes, pictures = drawn(held_out=False, count=120)
+    with torch.inference_mode():
+        latents = painter.model.vae.encode(pictures).latent_dist.mode() * painter.model.vae.config.scaling_factor
+        decoded = painter.decode(latents)
+    assert latents.shape[1:] == (4, 8, 8)
+    assert latents.std().item() == pytest.approx(1, abs=0.1)
+    error = (decoded - (pictures / 2 + 0.5)).square().mean().item()
+    assert -10 * np.log10(error) > 21
+    accuracy = attribute_accuracy(read(reader, decoded * 2 - 1), scenes)
+    assert min(accuracy["ground"], accuracy["sky"], accuracy["style"]) > 0.97
+    assert accuracy["object"] > 0.9
+
+
+def test_clip_knows_which_caption_belongs_to_which_drawing(painter):
+    captions = [row.caption for row in postcard_captions(60, seed=5).rows]
+    scenes = [scene_of(31 + 5, i, None) for i in range(60)]
+    pictures = torch.from_numpy(np.stack([render(scene) for scene in scenes])).permute(0, 3, 1, 2).float() / 255
+    clip = painter.clip
+    with torch.inference_mode():
+        images = torch.nn.functional.normalize(clip.model.encode_image(pictures * 2 - 1), dim=1)
+        texts = torch.nn.functional.normalize(clip.model.encode_text(clip.tokenizer(captions)), dim=1)
+    first = (images @ texts.T).argmax(dim=1)
+    assert (first == torch.arange(60)).float().mean().item() > 0.85
+
+
+def test_the_writer_writes_acceptable_triplets_for_captions_it_never_saw():
+    rows = postcard_captions(40, seed=9, held_out=True).rows
+    written = WriteTriplets(load_recipe("postcard", ["triplets.tries=1"]))(as_batch(rows))
+    accepted = [i for i in range(40) if written["status"][i] == ""]
+    assert len(accepted) >= 36
+    assert all(written["edited_caption"][i] != written["caption"][i] for i in accepted)
+    assert len({written["instruction"][i].split()[0] for i in accepted}) >= 5
+
+
+def test_painted_pictures_show_their_captions(painter, reader):
+    rows = postcard_captions(12, seed=11).rows
+    scenes = [scene_of(31 + 11, i, None) for i in range(12)]
+    found = []
+    for row in rows:
+        painted = painter.paint(row.prompt_id, row.caption, row.caption)
+        assert len(painted.candidates) == 2
+        assert painted.row_evals == 2 * 4 * 12
+        found.append(painted)
+    shown = [(s, next(iter(p.pictures.values()))[0]) for s, p in zip(scenes, found, strict=True) if p.pictures]
+    assert len(shown) >= 6
+    accuracy = attribute_accuracy(read(reader, to_unit(np.stack([b for _, b in shown]))), [s for s, _ in shown])
+    assert accuracy["sky"] >= 0.8
+    assert accuracy["ground"] >= 0.8
