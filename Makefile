@@ -44,10 +44,10 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## the measurements behind the documented numbers
-	set -e; for file in $(wildcard bench/*.py); do $(BIN)/python $$file; done
+	set -e; for name in datagen postcard_pictures postcard_pairs; do $(BIN)/python bench/$$name.py; done
 
 weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
-	$(BIN)/python jobs/pretrain.py --output build/weights
+	$(BIN)/python jobs/pretrain.py --output ip2p/postcards/weights
 
 clean:  ## caches; not .venv, build/ or out/
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -34,7 +34,7 @@ from jobs._ray import CommitShard, PaintShard, Row, WriteShard, connect, on_shar
 class WriteNothing:
     """A triplet writer that takes any caption as its own edit."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, device: str):
         pass
 
     def __call__(self, row: Row) -> Row:
@@ -44,7 +44,7 @@ class WriteNothing:
 class PaintNothing:
     """A painter that only writes rows."""
 
-    def __init__(self, recipe: Recipe, threads: int):
+    def __init__(self, recipe: Recipe, device: str, threads: int):
         pass
 
     def __call__(self, row: Row) -> Row:
@@ -69,7 +69,7 @@ def nothing_painted(batch: dict) -> dict:
 def plain(shards: list[Shard], recipe: Recipe, output: str) -> dict[str, float]:
     """The stages one after the other; seconds in all, and from the first committed shard to the last."""
     started = time.monotonic()
-    stages = [WriteShard(recipe), PaintShard(recipe, 1), CommitShard(output, recipe, run_id_of(recipe))]
+    stages = [WriteShard(recipe), PaintShard(recipe), CommitShard(output, recipe, run_id_of(recipe))]
     times = []
     for shard in shards:
         row: Row = {"name": shard.name, "payload": pack(as_batch(shard.rows))}

@@ -119,6 +119,26 @@ def summarise(found: list[dict], kept: list[dict]) -> dict:
     }  # fmt: skip
 
 
+def calibrated(found: list[dict], least: float = 0.15, most: float = 0.30) -> dict[str, float]:
+    """Thresholds under which the share of exact edits among passing candidates is largest.
+
+    Searched on a grid of each score's quantiles, with between ``least`` and ``most`` of the candidates passing.
+    """
+    exact = np.array([record["exact"] for record in found])
+    scores = {
+        name: np.array([r[name] for r in found])
+        for name in ("sim_image", "sim_direction", "sim_original", "sim_edited")
+    }
+    grids = [np.quantile(values, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)) for values in scores.values()]
+    best, chosen = -1.0, {}
+    for bounds in itertools.product(*grids):
+        passing = np.all([values >= bound for values, bound in zip(scores.values(), bounds, strict=True)], axis=0)
+        if least <= passing.mean() <= most and exact[passing].mean() > best:
+            best = exact[passing].mean()
+            chosen = {name.replace("sim_", "min_"): round(float(b), 2) for name, b in zip(scores, bounds, strict=True)}
+    return chosen
+
+
 def figure(results: dict[str, dict], path: Path) -> None:
     import matplotlib
 
@@ -149,6 +169,7 @@ def main() -> int:
     parser.add_argument("--modes", nargs="+", default=["off", "self", "cross"])
     parser.add_argument("--set", action="append", default=[], help="recipe overrides, as for jobs/datagen.py")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--calibrate", action="store_true", help="search thresholds on one half, report on the other")
     args = parser.parse_args()
     reader = load_reader(embedded_folder("reader"))
     chosen, results, raw = examples(args.prompts), {}, []
@@ -158,6 +179,11 @@ def main() -> int:
         results[mode] = summarise(found, filtered(found, load_recipe("postcard", wanted)))
         raw += found
         print(mode, json.dumps(results[mode]), flush=True)
+        if args.calibrate:
+            wanted += [f"filter.{n}={v}" for n, v in calibrated([r for r in found if r["prompt"] % 2 == 0]).items()]
+            other = [r for r in found if r["prompt"] % 2]
+            report = summarise(other, filtered(other, load_recipe("postcard", wanted)))
+            print(mode, "calibrated", wanted[-4:], json.dumps(report), flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "postcard_pairs.json").write_text(json.dumps(results, indent=1) + "\n")
     (args.output / "postcard_pairs_candidates.json").write_text(json.dumps(raw) + "\n")

@@ -88,14 +88,23 @@ class LocalFolder:
             raise StorageError(_os_message("write", path, error, len(data))) from error
 
     def exists(self, name: str) -> bool:
-        return (self.root / name).is_file()
+        try:
+            return (self.root / name).is_file()
+        except OSError as error:
+            raise StorageError(_os_message("read", self.root / name, error)) from error
 
     def list(self, prefix: str = "") -> list[str]:
         """Names of the whole files whose name starts with ``prefix``, sorted; leftovers of a killed write are not."""
         names = []
         # Only the folder that the prefix names is walked, so that listing a shard folder never reads its siblings.
         start = self.root / prefix if prefix.endswith("/") else self.root / Path(prefix).parent
-        for folder, _, files in os.walk(start):
+
+        def unreadable(error: OSError) -> None:
+            # An unreadable folder must not look like an empty one: its work would be done again.
+            if error.errno != errno.ENOENT:
+                raise StorageError(_os_message("list", start, error)) from error
+
+        for folder, _, files in os.walk(start, onerror=unreadable):
             for file in files:
                 if not file.endswith(".partial"):
                     names.append(os.path.relpath(os.path.join(folder, file), self.root))  # noqa: PTH118
@@ -109,11 +118,17 @@ class S3Folder:
     def __init__(self, bucket: str, prefix: str):
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self.bucket, self.prefix = bucket, prefix
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         retries = {"mode": "standard", "max_attempts": 5}
-        self.client = boto3.client("s3", config=Config(retries=retries, connect_timeout=5, read_timeout=30))
+        config = Config(retries=retries, connect_timeout=5, read_timeout=30, max_pool_connections=32)
+        try:
+            self.client = boto3.client("s3", config=config)
+        except (BotoCoreError, ValueError) as error:
+            remedy = "check AWS_ENDPOINT_URL and AWS_PROFILE"
+            raise StorageError(f"{self.uri}: cannot set up S3: {error}; {remedy}") from error
 
     def _key(self, name: str) -> str:
         return f"{self.prefix}/{name}" if self.prefix else name

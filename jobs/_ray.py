@@ -6,9 +6,13 @@ never touches, so a shard's prompts stay together, which is what makes results i
 
 from __future__ import annotations
 
+import atexit
+import dataclasses
 import logging
 import os
 import pickle
+import secrets
+import shutil
 import tempfile
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +20,7 @@ from pathlib import Path
 
 from ip2p.config import Placement, Recipe
 from ip2p.dataset.shards import Shard, ShardStats, commit_shard
-from ip2p.errors import Ip2pError
+from ip2p.errors import InputError, Ip2pError
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import as_batch
 
@@ -29,10 +33,10 @@ T = typing.TypeVar("T")
 class WriteShard:
     """``ip2p.triplets.stage.WriteTriplets`` on packed shards. The name is what process lists and dashboards show."""
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, device: str = "cpu"):
         from ip2p.triplets.stage import WriteTriplets  # here: only this actor needs what it imports
 
-        self.stage = loaded(lambda: WriteTriplets(recipe, threads=1))
+        self.stage = loaded(lambda: WriteTriplets(recipe, device, threads=1))
 
     def __call__(self, row: Row) -> Row:
         return on_shard(row, lambda batch: self.stage()(batch))
@@ -41,10 +45,10 @@ class WriteShard:
 class PaintShard:
     """``ip2p.pairs.painter.PaintPairs`` on packed shards; adds the ids of the weights that painted."""
 
-    def __init__(self, recipe: Recipe, threads: int):
+    def __init__(self, recipe: Recipe, device: str = "cpu", threads: int = 1):
         from ip2p.pairs.painter import PaintPairs
 
-        self.stage = loaded(lambda: PaintPairs(recipe, threads=threads))
+        self.stage = loaded(lambda: PaintPairs(recipe, device, threads))
 
     def __call__(self, row: Row) -> Row:
         return on_shard(row, self.paint)
@@ -108,20 +112,24 @@ def unpack(payload: bytes) -> typing.Any:
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS names, or start a private one that ends with this process."""
+    """Join the cluster that RAY_ADDRESS names, or start a private one that ends, with its folder, when we do."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     import ray
 
     if ray.is_initialized():
         return
+    quiet: dict[str, typing.Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    else:
-        ray.init(
-            address="local", include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
-            _temp_dir=tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp"),
-        )  # fmt: skip
+        ray.init(**quiet)
+        return
+    # A token of its own in the environment: left to itself Ray writes one into the home folder.
+    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
+    atexit.register(ray.shutdown)  # registered last, so it runs before the folder goes
 
 
 def run_shards(
@@ -141,13 +149,15 @@ def run_shards(
     _silence(ray.data.DataContext.get_current())
     rows = [{"name": shard.name, "payload": pack(as_batch(shard.rows))} for shard in shards]
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
+    del rows  # Ray holds them now
     writer, painter = stages
     dataset = dataset.map(
-        writer, fn_constructor_args=(recipe,), compute=_pool(placement.lm_actors),
+        writer, fn_constructor_args=(recipe, _device(placement.lm_gpus)), compute=_pool(placement.lm_actors),
         num_cpus=placement.lm_cpus, num_gpus=placement.lm_gpus or None,
     )  # fmt: skip
     dataset = dataset.map(
-        painter, fn_constructor_args=(recipe, placement.threads), compute=_pool(placement.painter_actors),
+        painter, fn_constructor_args=(recipe, _device(placement.painter_gpus), placement.threads),
+        compute=_pool(placement.painter_actors),
         num_cpus=placement.painter_cpus, num_gpus=placement.painter_gpus or None,
     )  # fmt: skip
     dataset = dataset.map(
@@ -170,6 +180,11 @@ def _silence(context: typing.Any) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def _device(gpus: float) -> str:
+    """Where an actor with this share of GPUs computes. Ray does not hide the GPUs from actors that asked for none."""
+    return "auto" if gpus else "cpu"
+
+
 def _pool(size: tuple[int, int]) -> typing.Any:
     from ray.data import ActorPoolStrategy
 
@@ -189,4 +204,8 @@ def default_placement(**overrides: typing.Any) -> Placement:
         # Cores are shared: the logical CPUs of the writer and of the committer must leave room for every painter.
         share = max(0.5, (cpus - 0.5) / cpus)
         placement = Placement(painter_actors=(1, cpus), painter_cpus=share, lm_cpus=0.2, threads=1)
-    return Placement(**{**placement.__dict__, **overrides})
+    placement = Placement(**{**placement.__dict__, **overrides})
+    if (placement.painter_gpus or placement.lm_gpus) and not gpus:
+        raise InputError("--painter-gpus and --writer-gpus ask for GPUs, but this cluster has none; leave them out")
+    # One thread on a CPU: the order of arithmetic then never depends on how many cores a machine has.
+    return placement if placement.painter_gpus else dataclasses.replace(placement, threads=1)

@@ -42,6 +42,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--writers", type=_range, default=None, metavar="MIN:MAX", help="LM actors (default 1:1, on GPUs 1:GPUs)")
     add("--painter-gpus", type=float, default=None, help="GPUs a painter; fractions share one (default 0.8, 0 on CPU)")
     add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
+    add("--retry-errors", action="store_true", help="work again on prompts that ended in an error")
     add("--quiet", action="store_true", help="no progress, only errors and the result")
     add("--json", action="store_true", help="progress and result as JSON lines")
     return parser.parse_args(argv)
@@ -70,17 +71,34 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     recipe = load_recipe(args.recipe, [*args.set, *(["triplets.writer=given"] if args.triplets else [])])
-    folder = open_folder(args.output)
-    claim_folder(folder, recipe)
+    folder = open_folder(located(args.output))
     captions = read_input(args, recipe)
+    claim_folder(folder, recipe)
     report_bad_rows(folder, captions)
     totals = make_pairs(args, recipe, folder, captions)
     return finish(args, folder, totals, len(captions.bad), time.monotonic() - started)
 
 
+def located(output: str) -> str:
+    """``output`` as every worker will understand it: an absolute path or a URL.
+
+    Raises InputError inside the unpacked copy that ``ray job submit --working-dir`` works in: Ray deletes it.
+    """
+    if "://" in output:
+        return output
+    path = Path(output).absolute()
+    if "_ray_pkg_" in str(path):
+        raise InputError(f"--output {output} would lie in Ray's temporary copy; give an absolute path or s3://…")
+    return str(path)
+
+
 def claim_folder(folder: Folder, recipe: Recipe) -> None:
-    """Write ``recipe.json``, or raise InputError where the folder holds a run of another recipe."""
+    """Write ``recipe.json`` and ``weights.json``; raise InputError where the folder holds a run of others."""
+    from ip2p.models.preflight import check_model_files
+
+    weights = check_model_files(recipe)
     if not folder.exists("recipe.json"):
+        folder.write("weights.json", (json.dumps(weights, indent=1, sort_keys=True) + "\n").encode())
         folder.write("recipe.json", recipe.to_json().encode())
         return
     there = recipe_from_json(folder.read("recipe.json").decode())
@@ -88,6 +106,12 @@ def claim_folder(folder: Folder, recipe: Recipe) -> None:
         raise InputError(
             f"{folder.uri}: holds a run of another recipe ({_difference(there, recipe)}); "
             "choose another --output, or pass the same --recipe and --set"
+        )
+    other = sorted(name for name, id_ in json.loads(folder.read("weights.json")).items() if weights.get(name) != id_)
+    if other:
+        raise InputError(
+            f"{folder.uri}: was begun with other weights of {', '.join(other)}; choose another --output, "
+            "or put back the weights that its weights.json names"
         )
 
 
@@ -104,15 +128,16 @@ def _difference(there: Recipe, here: Recipe) -> str:
 
 def read_input(args: argparse.Namespace, recipe: Recipe) -> CaptionFile:
     from ip2p.postcards.captions import postcard_captions
-    from ip2p.triplets.captions import read_captions
+    from ip2p.triplets.captions import read_captions, read_triplets
 
     if args.prompts is not None and args.prompts < 1:
         raise InputError(f"--prompts must be at least 1, got {args.prompts}")
     if args.captions and args.triplets:
         raise InputError("--captions and --triplets exclude each other")
     if args.captions or args.triplets:
-        given = recipe.triplets.writer == "given"
-        return read_captions(args.captions or args.triplets, args.prompts, given=given)
+        if recipe.triplets.writer == "given":
+            return read_triplets(args.captions or args.triplets, args.prompts)
+        return read_captions(args.captions, args.prompts, given=False)
     if recipe.name != "postcard" or recipe.triplets.writer == "given":
         raise InputError(f"--recipe {recipe.name} needs --captions or --triplets FILE (.jsonl, .csv, .parquet, .txt)")
     return postcard_captions(args.prompts or 24, recipe.seed)
@@ -121,6 +146,7 @@ def read_input(args: argparse.Namespace, recipe: Recipe) -> CaptionFile:
 def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
     """Say which input rows were left out, and leave them in ``bad_rows.jsonl``."""
     if not captions.bad:
+        folder.delete("bad_rows.jsonl")
         return
     lines = [json.dumps({"line": bad.line, "message": bad.message}) for bad in captions.bad]
     folder.write("bad_rows.jsonl", ("\n".join(lines) + "\n").encode())
@@ -137,19 +163,24 @@ def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, caption
     from jobs._progress import Progress
 
     plan = plan_shards(captions.rows, recipe)
-    todo = unfinished(plan, folder)
-    left = {shard.name for shard in todo}
+    left = {shard.name for shard in unfinished(plan, folder)}
+    done = [shard.name for shard in plan if shard.name not in left]
     totals = Totals()
-    totals.add_all(read_stats(folder, (shard.name for shard in plan if shard.name not in left)))
+    for name, stats in zip(done, read_stats(folder, done), strict=True):
+        if args.retry_errors and stats.failed:
+            left.add(name)
+        else:
+            totals.add(stats)
+    todo = [shard for shard in plan if shard.name in left]
     if not todo:
         return totals
-    check_models(recipe)
+    folder.delete("manifest.json")  # it says that the run is finished
     from jobs._ray import connect, default_placement, run_shards
 
     connect()
     progress = Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json)
     evals_before, started = totals.row_evals, time.monotonic()
-    for stats in run_shards(todo, recipe, default_placement(**_asked(args)), args.output, run_id_of(recipe)):
+    for stats in run_shards(todo, recipe, default_placement(**_asked(args)), folder.uri, run_id_of(recipe)):
         totals.add(stats)
         rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
         progress.tell(stats.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
@@ -165,13 +196,6 @@ def _asked(args: argparse.Namespace) -> dict[str, typing.Any]:
     return {name: value for name, value in wanted.items() if value is not None}
 
 
-def check_models(recipe: Recipe) -> None:
-    """Raise for weights that cannot be used before any worker starts: a worker's message would be harder to read."""
-    from ip2p.models.preflight import check_model_files
-
-    check_model_files(recipe)
-
-
 def finish(args: argparse.Namespace, folder: Folder, totals: Totals, bad_rows: int, seconds: float) -> int:
     """Write contact sheet, summary and manifest (last: it says that the run is whole), and report."""
     from ip2p.dataset.contact_sheet import contact_sheet
@@ -180,8 +204,8 @@ def finish(args: argparse.Namespace, folder: Folder, totals: Totals, bad_rows: i
 
     summary = summary_of(totals, bad_rows, seconds)
     folder.write("summary.json", summary_bytes(summary))
+    folder.write("contact_sheet.png", contact_sheet(folder, totals.files))
     write_manifest(folder, totals.files)
-    folder.write("contact_sheet.png", contact_sheet(folder))
     if args.json:
         print(json.dumps(summary))
     else:
@@ -196,9 +220,13 @@ def finish(args: argparse.Namespace, folder: Folder, totals: Totals, bad_rows: i
 def exit_code(summary: dict[str, typing.Any]) -> int:
     errors = summary["prompts_by_reason"].get("error", 0) + summary["prompts_by_reason"].get("writer_failed", 0)
     if not summary["kept_pairs"]:
-        print(f"error: no pair was kept; reasons: {summary['kept_by_reason']}", file=sys.stderr)
+        reasons = summary["kept_by_reason"] or summary["prompts_by_reason"]
+        print(f"error: no pair was kept; reasons: {reasons}", file=sys.stderr)
     if errors:
-        print(f"error: {errors} prompts failed; their ledger rows say why (column error)", file=sys.stderr)
+        print(
+            f"error: {errors} prompts failed; column error of the ledger says why; --retry-errors tries again",
+            file=sys.stderr,
+        )
     return 3 if errors or summary["bad_input_rows"] or not summary["kept_pairs"] else 0
 
 

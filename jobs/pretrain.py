@@ -17,13 +17,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+PARTS = ("text_to_image", "clip", "triplet_lm", "reader")
 STAGES = ("vae", "clip", "latents", "unet", "lm", "reader", "save")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--output", type=Path, default=Path("build/weights"), help="where the family is written (default %(default)s)")
+    add(
+        "--output",
+        type=Path,
+        default=Path("build/weights"),
+        help="folder for the family's four parts (default %(default)s)",
+    )
     add("--work", type=Path, default=Path("build/pretrain"), help="checkpoints and drawings (default %(default)s)")
     add("--start", type=Path, default=None, help="go on from the weights of this family instead of from nothing")
     add("--stages", default=",".join(STAGES), help="comma-separated, in order (default %(default)s)")
@@ -116,10 +122,10 @@ def run_latents(args: argparse.Namespace, device: str) -> None:
 
     from ip2p.postcards.family.autoencoder import encode_all
 
-    path = args.work / "latents.pt"
-    if not path.exists():
+    path, vae_step = args.work / "latents.pt", _step(args.work, "vae")
+    if not path.exists() or torch.load(path, weights_only=True, mmap=True).get("vae_step") != vae_step:
         means, stds = encode_all(trained_vae(args.work).to(device), _drawings(args))
-        torch.save({"means": means.half(), "stds": stds.half()}, path.with_suffix(".partial"))
+        torch.save({"means": means.half(), "stds": stds.half(), "vae_step": vae_step}, path.with_suffix(".partial"))
         os.replace(path.with_suffix(".partial"), path)  # noqa: PTH105
 
 
@@ -165,13 +171,13 @@ def run_save(args: argparse.Namespace, device: str) -> None:
     clip, vae = trained_clip(args.work), trained_vae(args.work)
     vae.register_to_config(scaling_factor=scaling_factor_of(trained_latents(args.work)[0]))
     unet = trained_unet(args.work)
-    if args.output.exists():
-        shutil.rmtree(args.output)
+    for part in PARTS:
+        shutil.rmtree(args.output / part, ignore_errors=True)
     save_text_to_image(args.output / "text_to_image", unet, vae, text_encoder_of(clip), args.work / "tokenizer")
     save_clip(clip, args.work / "tokenizer", args.output / "clip")
     save_triplet_lm(trained_lm(args.work), args.work / "lm_tokenizer", args.output / "triplet_lm")
     save_reader(_average(args.work, "reader", AttributeReader()), args.output / "reader")
-    for part in ("text_to_image", "clip", "triplet_lm", "reader"):
+    for part in PARTS:
         write_manifest(
             args.output / part, {"made_by": "jobs/pretrain.py", "device": device, "steps": _steps(args.work)}
         )
@@ -179,10 +185,13 @@ def run_save(args: argparse.Namespace, device: str) -> None:
 
 
 def _steps(work: Path) -> dict[str, int]:
+    return {name: _step(work, name) for name in ("vae", "clip", "unet", "triplet_lm", "reader")}
+
+
+def _step(work: Path, name: str) -> int:
     import torch
 
-    names = ("vae", "clip", "unet", "triplet_lm", "reader")
-    return {name: int(torch.load(work / f"{name}.pt", weights_only=True, mmap=True)["step"]) for name in names}
+    return int(torch.load(work / f"{name}.pt", weights_only=True, mmap=True)["step"])
 
 
 def _average(work: Path, name: str, module):

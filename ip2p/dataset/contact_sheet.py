@@ -8,7 +8,8 @@ import typing
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ip2p.dataset.run_folder import iterate_pairs
+from ip2p.dataset.manifest import FileEntry, table_files
+from ip2p.dataset.tables import read_parquet_bytes
 from ip2p.storage import Folder
 
 THUMB = 128  # pixels, each picture
@@ -20,9 +21,11 @@ COLUMN_NAMES = [
 ]  # fmt: skip
 
 
-def contact_sheet(folder: Folder, at_most: int = 48) -> bytes:
-    """PNG of the best pair of each of the first ``at_most`` prompts of a finished run."""
-    best = (pair for pair in iterate_pairs(folder, COLUMN_NAMES) if pair["rank"] == 0)
+def contact_sheet(folder: Folder, files: dict[str, FileEntry], at_most: int = 48) -> bytes:
+    """PNG of the best pair of each of the first ``at_most`` prompts that have one; ``files`` as in the manifest."""
+    filled = (name for name in table_files(files, "pairs") if files[name]["rows"])
+    tables = (read_parquet_bytes(folder.read(name), name, COLUMN_NAMES).to_pylist() for name in filled)
+    best = (pair for table in tables for pair in table if pair["rank"] == 0)
     return draw_sheet(list(itertools.islice(best, at_most)))
 
 

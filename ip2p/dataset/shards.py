@@ -8,6 +8,7 @@ and summing up ever read. This file knows no Ray and paints nothing.
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import typing
 from collections.abc import Iterable, Iterator, Sequence
@@ -49,32 +50,55 @@ class ShardStats:
     prompts_by_reason: dict[str, int]
     candidates_by_reason: dict[str, int]
 
+    @property
+    def failed(self) -> int:
+        """Prompts that ended in an error, of a writer or a painter; another run may have better luck."""
+        return self.prompts_by_reason.get("error", 0)
+
 
 def plan_shards(rows: Sequence[CaptionRow], recipe: Recipe) -> list[Shard]:
-    """Cut ``rows`` into shards of ``recipe.output.prompts_per_shard``, in order."""
+    """Cut ``rows`` into shards of ``recipe.output.prompts_per_shard`` input rows, in order.
+
+    Cut by each row's place in the input, usable or not: mending a bad row then changes its own shard alone.
+    """
     size = recipe.output.prompts_per_shard
-    parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+    parts = [(number, list(part)) for number, part in itertools.groupby(rows, lambda row: row.index // size)]
     return [
         Shard(shard_name(number, (row.prompt_id for row in part)).removesuffix(".parquet"), part)
-        for number, part in enumerate(parts)
+        for number, part in parts
     ]
 
 
 def finished_shards(folder: Folder) -> set[str]:
-    """Names of the shards that are whole in ``folder``."""
-    return {name.removeprefix("stats/").removesuffix(".json") for name in folder.list("stats/")}
+    """Names of the shards that are whole in ``folder``: all three files are there."""
+    marked = {name.removeprefix("stats/").removesuffix(".json") for name in folder.list("stats/")}
+    for kind in ("ledger", "pairs"):
+        marked &= {name.removeprefix(f"{kind}/").removesuffix(".parquet") for name in folder.list(f"{kind}/")}
+    return marked
 
 
 def unfinished(plan: Sequence[Shard], folder: Folder) -> list[Shard]:
-    """What is left of ``plan``. Raises InputError where the folder holds shards of other captions."""
-    done = finished_shards(folder)
-    strangers = done - {shard.name for shard in plan}
-    if strangers:
+    """What is left of ``plan``. Raises InputError where the folder holds a run of other captions.
+
+    A few shards may have changed since (a bad row was mended, the last shard grew): theirs are removed and come anew.
+    """
+    done, planned = finished_shards(folder), {shard.name for shard in plan}
+    strangers = done - planned
+    numbers = {_number(name) for name in planned}
+    if strangers and (len(strangers) > len(done & planned) or any(_number(s) not in numbers for s in strangers)):
         raise InputError(
             f"{folder.uri}: holds {len(strangers)} shards of other captions (the first is {min(strangers)}); "
             "choose another --output, or give the captions that the run was started with"
         )
+    for name in sorted(strangers):
+        for file in (f"stats/{name}.json", f"ledger/{name}.parquet", f"pairs/{name}.parquet"):
+            folder.delete(file)
     return [shard for shard in plan if shard.name not in done]
+
+
+def _number(shard: str) -> str:
+    """``part-00007-1a2b3c4d`` is number ``00007``."""
+    return shard.split("-")[1]
 
 
 def commit_shard(folder: Folder, name: str, batch: Batch, recipe: Recipe, run_id: str) -> ShardStats:

@@ -100,6 +100,18 @@ def read_captions(uri: str, limit: int | None = None, *, given: bool = True) -> 
     return found
 
 
+def read_triplets(uri: str, limit: int | None = None) -> CaptionFile:
+    """``read_captions`` of a file whose rows must be whole triplets; a row that holds only a caption is a bad row."""
+    found = read_captions(uri, limit)
+    names = [" or ".join(keys) for keys in (INSTRUCTION_KEYS, EDITED_CAPTION_KEYS)]
+    lacking = f"a triplet also needs {names[0]}, and {names[1]}"
+    bare = [BadRow(row.line, lacking) for row in found.rows if not row.instruction]
+    rows = [row for row in found.rows if row.instruction]
+    if not rows:
+        raise InputError(f"{uri}: holds captions but no triplets: {lacking}; pass it as --captions, or add the columns")
+    return CaptionFile(uri, rows, sorted([*found.bad, *bare], key=lambda bad: bad.line))
+
+
 def as_batch(rows: Sequence[CaptionRow]) -> dict[str, np.ndarray]:
     """The rows as the columns that ``stage.WriteTriplets`` takes; texts are object arrays of str."""
     names = ("prompt_id", "caption", "url", "instruction", "edited_caption", "task")

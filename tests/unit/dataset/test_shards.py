@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from ip2p.config import load_recipe
-from ip2p.dataset.contact_sheet import draw_sheet
+from ip2p.dataset.contact_sheet import contact_sheet, draw_sheet
 from ip2p.dataset.manifest import write_manifest
 from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, verify
 from ip2p.dataset.shards import WEIGHTS, commit_shard, finished_shards, plan_shards, read_stats, run_id_of, unfinished
@@ -70,11 +71,65 @@ def test_only_committed_shards_count_as_finished(tmp_path):
     assert unfinished(plan, folder) == [plan[0], plan[2]]
 
 
-def test_shards_of_other_captions_are_refused(tmp_path):
+def other_captions(count: int) -> list[CaptionRow]:
+    return [dataclasses.replace(row, prompt_id=f"other-{row.index}") for row in rows(count)]
+
+
+def test_shards_of_other_captions_are_refused_and_stay(tmp_path):
     folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
     commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
     with pytest.raises(InputError, match=f"1 shards of other captions .*{plan[0].name}"):
-        unfinished(plan_shards(rows(6, start=2), RECIPE), folder)
+        unfinished(plan_shards(other_captions(6), RECIPE), folder)
+    assert finished_shards(folder) == {plan[0].name}
+
+
+def test_fewer_captions_than_were_worked_on_are_refused(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(9), RECIPE)
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    with pytest.raises(InputError, match="1 shards of other captions"):
+        unfinished(plan_shards(rows(6), RECIPE), folder)
+    assert len(finished_shards(folder)) == 3
+
+
+def test_mending_a_bad_row_redoes_its_shard_alone(tmp_path):
+    folder, all_rows = open_folder(str(tmp_path)), rows(9)
+    broken = [row for row in all_rows if row.index != 4]
+    plan = plan_shards(broken, RECIPE)
+    assert [len(shard.rows) for shard in plan] == [3, 2, 3]
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    mended = plan_shards(all_rows, RECIPE)
+    assert unfinished(mended, folder) == [mended[1]]
+    assert folder.list("ledger/") == [f"ledger/{shard.name}.parquet" for shard in (plan[0], plan[2])]
+
+
+def test_a_growing_last_shard_is_made_anew(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(5), RECIPE)
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    more = plan_shards(rows(8), RECIPE)
+    assert unfinished(more, folder) == more[1:]
+    assert len(folder.list("pairs/")) == 1
+
+
+@pytest.mark.parametrize("lost", ["ledger/{}.parquet", "pairs/{}.parquet", "stats/{}.json"])
+def test_a_shard_that_lost_a_file_is_made_again(tmp_path, lost):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    folder.delete(lost.format(plan[1].name))
+    assert unfinished(plan, folder) == [plan[1]]
+
+
+def test_shards_with_errors_say_so(tmp_path):
+    folder, (shard,) = open_folder(str(tmp_path)), plan_shards(rows(3), RECIPE)
+    assert commit_shard(folder, shard.name, painted(shard), RECIPE, "run").failed == 0
+    batch = painted(shard)
+    batch["status"] = np.array(["accepted", "error", "error"], object)
+    commit_shard(folder, shard.name, batch, RECIPE, "run")
+    (stats,) = read_stats(folder, [shard.name])
+    assert stats.failed == 2
 
 
 @pytest.mark.parametrize("stop_before", ["pairs/", "ledger/", "stats/"])
@@ -108,6 +163,8 @@ def test_committed_rows_can_be_read_back_and_summed(tmp_path):
     totals.add_all(read_stats(folder, [shard.name for shard in plan]))
     write_manifest(folder, totals.files)
     assert verify(folder) == []
+    sheet = decode_image(contact_sheet(folder, totals.files))
+    assert (sheet == 0).all(axis=2).sum() >= 2 * 128 * 128, "the first pair's black pictures are not on the sheet"
     ledger, pairs = list(iterate_ledger(folder)), list(iterate_pairs(folder))
     assert [row["index"] for row in ledger] == list(range(6))
     assert [row["status"] for row in ledger] == ["accepted", "exhausted", "refused"] * 2

@@ -105,9 +105,62 @@ def test_a_folder_of_another_recipe_is_not_mixed(job, tmp_path):
     assert "pairs.steps is 7 there and 20 here" in one_error(said)
 
 
+def test_a_folder_of_other_weights_is_not_mixed(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(datagen, "make_pairs", lambda *parts: pytest.fail("went on"))
+    with pytest.raises(pytest.fail.Exception):
+        job("--prompts", "2")
+    path = tmp_path / "run" / "weights.json"
+    weights = json.loads(path.read_text())
+    assert set(weights) == {"unet", "vae", "text_encoder", "triplet_lm", "clip"}
+    path.write_text(json.dumps({**weights, "unet": "0" * 64}))
+    code, said = job("--prompts", "2")
+    assert code == 1
+    assert "other weights of unet" in one_error(said)
+
+
+def test_a_mistake_at_the_start_does_not_claim_the_folder(job, tmp_path):
+    job("--prompts", "2", "--set", "models.text_to_image=/no/such/folder")
+    job("--captions", str(tmp_path / "gone.jsonl"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_triplets_without_instructions_are_named(job, tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"caption": "a boat"}\n{"caption": "a house"}\n')
+    code, said = job("--triplets", str(tmp_path / "t.jsonl"))
+    assert code == 1
+    assert "t.jsonl: holds captions but no triplets" in one_error(said)
+
+
+def test_one_row_without_an_instruction_is_left_out(tmp_path):
+    lines = [{"input": "a boat", "edit": "make it red", "output": "a red boat"}, {"input": "a house"}]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    args = datagen.arguments(["--triplets", str(tmp_path / "t.jsonl"), "--output", "x"])
+    found = datagen.read_input(args, datagen.load_recipe("postcard", ["triplets.writer=given"]))
+    assert [row.instruction for row in found.rows] == ["make it red"]
+    assert [(bad.line, "instruction or edit" in bad.message) for bad in found.bad] == [(2, True)]
+
+
+def test_output_is_made_absolute_and_never_lies_in_rays_copy(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert datagen.located("out/x") == str(tmp_path / "out" / "x")
+    assert datagen.located("s3://bucket/x") == "s3://bucket/x"
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_1234"
+    copy.mkdir(parents=True)
+    monkeypatch.chdir(copy)
+    with pytest.raises(datagen.InputError, match="absolute path"):
+        datagen.located("out/x")
+    assert datagen.located("/data/x") == "/data/x"
+
+
 def test_a_folder_of_other_captions_is_not_mixed(job, tmp_path):
     (tmp_path / "run" / "stats").mkdir(parents=True)
-    (tmp_path / "run" / "stats" / "part-00000-deadbeef.json").write_text("{}")
+    for name in (
+        "stats/part-00000-deadbeef.json",
+        "ledger/part-00000-deadbeef.parquet",
+        "pairs/part-00000-deadbeef.parquet",
+    ):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("{}")
     code, said = job("--prompts", "4")
     assert code == 1
     assert "part-00000-deadbeef" in one_error(said)

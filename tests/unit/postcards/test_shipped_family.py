@@ -102,9 +102,9 @@ def test_clip_knows_which_caption_belongs_to_which_drawing(painter):
 
 def test_the_writer_writes_acceptable_triplets_for_captions_it_never_saw():
     rows = postcard_captions(40, seed=9, held_out=True).rows
-    written = WriteTriplets(load_recipe("postcard", ["triplets.tries=1"]))(as_batch(rows))
+    written = WriteTriplets(load_recipe("postcard"))(as_batch(rows))
     accepted = [i for i in range(40) if written["status"][i] == ""]
-    assert len(accepted) >= 36
+    assert len(accepted) >= 38
     assert all(written["edited_caption"][i] != written["caption"][i] for i in accepted)
     assert len({written["instruction"][i].split()[0] for i in accepted}) >= 5
 
