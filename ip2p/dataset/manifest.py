@@ -31,7 +31,8 @@ def file_entry(data: bytes, rows: int = 0) -> FileEntry:
 def write_manifest(folder: Folder, files: dict[str, FileEntry]) -> None:
     """Declare the run in ``folder`` finished, with exactly ``files``."""
     content = {"schema_version": SCHEMA_VERSION, "files": dict(sorted(files.items()))}
-    folder.write(MANIFEST, (json.dumps(content, indent=1) + "\n").encode())
+    # Sorted, so that entries read back from an earlier run and entries just made give the same bytes.
+    folder.write(MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_manifest(folder: Folder) -> dict[str, FileEntry]:
