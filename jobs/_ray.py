@@ -115,17 +115,19 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a private one that ends, with its folder, when we do."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    private = not os.environ.get("RAY_ADDRESS")
+    # A token of its own in the environment, before Ray is imported and reads it: left to itself Ray writes one into the
+    # home folder.
+    if private and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
 
     if ray.is_initialized():
         return
     quiet: dict[str, typing.Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if os.environ.get("RAY_ADDRESS"):
+    if not private:
         ray.init(**quiet)
         return
-    # A token of its own in the environment: left to itself Ray writes one into the home folder.
-    if os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)

@@ -36,7 +36,9 @@ def command(output: Path, *more: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_ADDRESS": ""}
+    """As a user's shell has it: no cluster named, and nothing said about Ray's tokens."""
+    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    return {name: value for name, value in os.environ.items() if name not in unset}
 
 
 def made_bytes(output: Path) -> dict[str, bytes]:
