@@ -201,12 +201,12 @@ def default_placement(**overrides: typing.Any) -> Placement:
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     if gpus:
-        placement = Placement(lm_gpus=0.2, painter_gpus=0.8, painter_actors=(1, gpus), lm_actors=(1, gpus), threads=0)
+        placement = Placement(lm_gpus=0.2, painter_gpus=0.8, painter_actors=(1, gpus), lm_actors=(1, gpus))
     else:
         # Cores are shared: the logical CPUs of the writer and of the committer must leave room for every painter.
         share = max(0.5, (cpus - 0.5) / cpus)
-        placement = Placement(painter_actors=(1, cpus), painter_cpus=share, lm_cpus=0.2, threads=1)
-    placement = Placement(**{**placement.__dict__, **overrides})
+        placement = Placement(painter_actors=(1, cpus), painter_cpus=share, lm_cpus=0.2)
+    placement = dataclasses.replace(placement, **overrides)
     if (placement.painter_gpus or placement.lm_gpus) and not gpus:
         raise InputError("--painter-gpus and --writer-gpus ask for GPUs, but this cluster has none; leave them out")
     # One thread on a CPU: the order of arithmetic then never depends on how many cores a machine has.

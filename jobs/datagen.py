@@ -178,9 +178,10 @@ def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, caption
     from jobs._ray import connect, default_placement, run_shards
 
     connect()
+    placement = default_placement(**_asked(args))
     progress = Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json)
     evals_before, started = totals.row_evals, time.monotonic()
-    for stats in run_shards(todo, recipe, default_placement(**_asked(args)), folder.uri, run_id_of(recipe)):
+    for stats in run_shards(todo, recipe, placement, folder.uri, run_id_of(recipe)):
         totals.add(stats)
         rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
         progress.tell(stats.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
@@ -218,7 +219,7 @@ def finish(args: argparse.Namespace, folder: Folder, totals: Totals, bad_rows: i
 
 
 def exit_code(summary: dict[str, typing.Any]) -> int:
-    errors = summary["prompts_by_reason"].get("error", 0) + summary["prompts_by_reason"].get("writer_failed", 0)
+    errors = summary["prompts_by_reason"].get("error", 0)
     if not summary["kept_pairs"]:
         reasons = summary["kept_by_reason"] or summary["prompts_by_reason"]
         print(f"error: no pair was kept; reasons: {reasons}", file=sys.stderr)

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from ip2p.config import Recipe
 from ip2p.dataset.manifest import FileEntry
 from ip2p.dataset.run_folder import shard_name, write_shard
-from ip2p.dataset.tables import image_cell
+from ip2p.dataset.tables import image_cell, ledger_record
 from ip2p.errors import InputError
 from ip2p.images import decode_image
+from ip2p.schema import Candidate, LedgerRow, Triplet
 from ip2p.seeds import stable_id
 from ip2p.storage import Folder, sha256
 from ip2p.triplets.captions import CaptionRow
 
 Batch = dict[str, typing.Any]
 WEIGHTS = ("unet_sha256", "vae_sha256", "text_encoder_sha256", "clip_sha256")
-_TEXTS = ("prompt_id", "status", "reason", "caption", "instruction", "edited_caption", "task", "url", "error")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def commit_shard(folder: Folder, name: str, batch: Batch, recipe: Recipe, run_id
     """
     columns = {name: values for name, values in batch.items() if name not in WEIGHTS}
     rows = [{name: values[i] for name, values in columns.items()} for i in range(len(batch["prompt_id"]))]
-    ledger = [_ledger_record(row) for row in rows]
+    ledger = [ledger_record(_ledger_row(row)) for row in rows]
     how = {
         "sampler": recipe.pairs.sampler, "steps": recipe.pairs.steps, "p2p_mode": recipe.pairs.p2p_mode,
         "run_id": run_id, "recipe_sha256": sha256(recipe.to_json().encode()),
@@ -136,11 +136,15 @@ def run_id_of(recipe: Recipe) -> str:
     return stable_id("run", recipe.to_json())
 
 
-def _ledger_record(row: dict[str, typing.Any]) -> dict[str, typing.Any]:
-    candidates = [dict(candidate) for candidate in row["candidates"]]
-    counts = {"n_candidates": len(candidates), "n_kept": sum(c["reason"] == "kept" for c in candidates)}
-    numbers = {"index": int(row["index"]), "row_evals": int(row["row_evals"]), "candidates": candidates}
-    return {**{name: str(row[name]) for name in _TEXTS}, **counts, **numbers}
+def _ledger_row(row: dict[str, typing.Any]) -> LedgerRow:
+    texts = ("caption", "instruction", "edited_caption", "task", "url")
+    return LedgerRow(
+        **{name: str(row[name]) for name in ("prompt_id", "status", "reason", "error")},
+        index=int(row["index"]),
+        triplet=Triplet(**{name: str(row[name]) for name in texts}),
+        candidates=tuple(Candidate(**candidate) for candidate in row["candidates"]),
+        row_evals=int(row["row_evals"]),
+    )
 
 
 def _pair_record(
