@@ -107,6 +107,15 @@ class Placement:
     painter_cpus: float = 1.0
     threads: int = 0  # torch threads per painter; 0 = leave as it is
 
+    def pools(self) -> str:
+        """The pools in words, for people."""
+        painters, writers = ("{}:{}".format(*size) for size in (self.painter_actors, self.lm_actors))
+        painter_share, writer_share = (
+            f"{gpus:g} GPU" if gpus else f"{cpus:g} CPU"
+            for gpus, cpus in ((self.painter_gpus, self.painter_cpus), (self.lm_gpus, self.lm_cpus))
+        )
+        return f"painters {painters} of {painter_share} each, writers {writers} of {writer_share} each"
+
 
 def postcard() -> Recipe:
     """The embedded family on 64-pixel postcards: minutes on two CPU cores.

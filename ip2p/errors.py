@@ -6,7 +6,9 @@ Ip2pError
 ├── StorageError      a folder or bucket cannot be read or written (no rights, no route, disk full)
 ├── CheckpointError   weights are missing, cut short, altered or of the wrong shape
 ├── DatasetError      a dataset folder is incomplete or inconsistent
-└── WriterError       a triplet writer (language model or HTTP endpoint) failed for good
+├── WriterError       a triplet writer (language model or HTTP endpoint) failed for good
+├── DeviceError       the accelerator failed; the process that used it must end
+└── JobError          a job cannot go on, or finished without some of its shards
 """
 
 from __future__ import annotations
@@ -38,3 +40,11 @@ class DatasetError(Ip2pError):
 
 class WriterError(Ip2pError):
     """A triplet writer cannot go on (endpoint gone, key refused, budget spent)."""
+
+
+class DeviceError(Ip2pError):
+    """The accelerator is in a state in which every later call fails too; another process must take over."""
+
+
+class JobError(Ip2pError):
+    """The cluster is out of reach, or shards failed in a way that nothing foresaw; the others are finished."""

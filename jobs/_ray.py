@@ -13,14 +13,16 @@ import os
 import pickle
 import secrets
 import shutil
+import sys
 import tempfile
+import traceback
 import typing
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ip2p.config import Placement, Recipe
 from ip2p.dataset.shards import Shard, ShardStats, commit_shard
-from ip2p.errors import InputError, Ip2pError
+from ip2p.errors import DeviceError, InputError, Ip2pError, JobError
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import as_batch
 
@@ -28,6 +30,19 @@ ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, typing.Any]
 Columns = dict[str, typing.Any]
 T = typing.TypeVar("T")
+
+WORKER_DEATHS = 4  # deaths of its worker after which a shard is given up: it may be what kills them
+FAILURES_IN_A_ROW = 5  # failed shards without a good one between them after which the job stops
+# Addresses, never keys: what a runtime environment holds can be read on the dashboard.
+PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+
+
+@dataclasses.dataclass(frozen=True)
+class FailedShard:
+    """A shard that came to nothing for a reason that no Ip2pError foresaw. Running again tries it again."""
+
+    name: str
+    why: str
 
 
 class WriteShard:
@@ -71,13 +86,13 @@ class CommitShard:
 
 
 def loaded(load: Callable[[], T]) -> Callable[[], T]:
-    """Load once, now; an Ip2pError is kept for the first shard to carry home.
+    """Load once, now; an error is kept for the first shard to carry home.
 
     Raised in an actor's constructor it would reach the driver as a dead actor and a page of Ray's words.
     """
     try:
         thing = load()
-    except Ip2pError as error:
+    except Exception as error:
         kept = error
 
         def fail() -> T:
@@ -88,18 +103,34 @@ def loaded(load: Callable[[], T]) -> Callable[[], T]:
 
 
 def on_shard(row: Row, work: Callable[[Columns], typing.Any]) -> Row:
-    """Unpack, work, pack. An Ip2pError becomes the payload: it travels to the driver whole, past the later stages."""
+    """Unpack, work, pack. What goes wrong becomes the payload: it travels to the driver whole, past the later stages.
+
+    An Ip2pError stays what it is, any other exception becomes a FailedShard. After a DeviceError nothing can be done
+    in this process any more, so it ends; Ray starts another and gives it the shard.
+    """
     held = unpack(row["payload"])
-    if isinstance(held, Ip2pError):
+    if isinstance(held, Ip2pError | FailedShard):
         return row
     try:
         done = work(held)
+    except DeviceError:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
     except Ip2pError as error:
         done = type(error)(f"shard {row['name']}: {error}")
     except Exception as error:
-        error.add_note(f"while working on shard {row['name']}")
-        raise
+        traceback.print_exc()
+        done = FailedShard(row["name"], _described(error))
     return {"name": row["name"], "payload": pack(done)}
+
+
+def _described(error: BaseException) -> str:
+    """``ZeroDivisionError: division by zero (painter.py, line 12, in paint)``"""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}{place}"
 
 
 def pack(columns: typing.Any) -> bytes:
@@ -126,12 +157,28 @@ def connect() -> None:
         return
     quiet: dict[str, typing.Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not private:
-        ray.init(**quiet)
+        _join(quiet)
         return
     folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
     atexit.register(ray.shutdown)  # registered last, so it runs before the folder goes
+
+
+def _join(quiet: dict[str, typing.Any]) -> None:
+    import ray
+
+    # A submitted job's workers already have the job's environment, and Ray refuses to be told of it twice.
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if not submitted:
+        quiet["runtime_env"] = {"env_vars": {name: os.environ[name] for name in PASSED_ON if name in os.environ}}
+    try:
+        ray.init(**quiet)
+    except (ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
+        raise JobError(
+            f"cannot join the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {_described(error)}; start it, "
+            "correct the address (and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to work without a cluster"
+        ) from error
 
 
 def run_shards(
@@ -141,35 +188,63 @@ def run_shards(
     output: str,
     run_id: str,
     stages: tuple[type, type] = (WriteShard, PaintShard),
-) -> Iterator[ShardStats]:
+) -> Iterator[ShardStats | FailedShard]:
     """Write, paint and commit ``shards`` on the cluster; yields each one's stats as soon as it is on disk.
 
-    ``stages`` are the writer and the painter. Raises the Ip2pError of a worker as it was raised there.
+    ``stages`` are the writer and the painter. Raises the Ip2pError of a worker as it was raised there, and JobError
+    where Ray itself cannot go on. A shard that failed in another way, or whose workers died WORKER_DEATHS times, is
+    yielded as FailedShard, the latter at the end.
     """
     import ray
 
-    _silence(ray.data.DataContext.get_current())
+    lost = {shard.name for shard in shards}
+    try:
+        for row in _pipeline(shards, recipe, placement, output, run_id, stages).iter_rows():
+            lost.discard(row["name"])
+            done = unpack(row["payload"])
+            if isinstance(done, Ip2pError):
+                raise done
+            yield done
+    except ray.exceptions.RayError as error:
+        cause = str(error).strip().splitlines()[-1]  # above it stand the workers' tracebacks
+        raise JobError(
+            f"Ray cannot go on: {type(error).__name__}: {cause}; run the same command again, or read Ray's logs"
+        ) from error
+    for name in sorted(lost):
+        yield FailedShard(name, f"its worker died {WORKER_DEATHS} times (out of memory, or killed)")
+
+
+def _pipeline(
+    shards: Sequence[Shard],
+    recipe: Recipe,
+    placement: Placement,
+    output: str,
+    run_id: str,
+    stages: tuple[type, type],
+) -> typing.Any:
+    """The Ray Dataset whose rows are the shards that came out of the last stage."""
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    _silence(context)
+    context.max_errored_blocks = FAILURES_IN_A_ROW
     rows = [{"name": shard.name, "payload": pack(as_batch(shard.rows))} for shard in shards]
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     del rows  # Ray holds them now
     writer, painter = stages
+    limits = {"max_task_retries": WORKER_DEATHS - 1}
     dataset = dataset.map(
         writer, fn_constructor_args=(recipe, _device(placement.lm_gpus)), compute=_pool(placement.lm_actors),
-        num_cpus=placement.lm_cpus, num_gpus=placement.lm_gpus or None,
+        num_cpus=placement.lm_cpus, num_gpus=placement.lm_gpus or None, **limits,
     )  # fmt: skip
     dataset = dataset.map(
         painter, fn_constructor_args=(recipe, _device(placement.painter_gpus), placement.threads),
         compute=_pool(placement.painter_actors),
-        num_cpus=placement.painter_cpus, num_gpus=placement.painter_gpus or None,
+        num_cpus=placement.painter_cpus, num_gpus=placement.painter_gpus or None, **limits,
     )  # fmt: skip
-    dataset = dataset.map(
-        CommitShard, fn_constructor_args=(output, recipe, run_id), compute=_pool((1, 4)), num_cpus=0.05
+    return dataset.map(
+        CommitShard, fn_constructor_args=(output, recipe, run_id), compute=_pool((1, 4)), num_cpus=0.05, **limits
     )
-    for row in dataset.iter_rows():
-        done = unpack(row["payload"])
-        if isinstance(done, Ip2pError):
-            raise done
-        yield done
 
 
 def _silence(context: typing.Any) -> None:

@@ -21,10 +21,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.config import RECIPES, Recipe, load_recipe, recipe_from_json
-from ip2p.errors import InputError, Ip2pError
+from ip2p.errors import InputError, Ip2pError, JobError
 from ip2p.storage import Folder, open_folder
+from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
+    from ip2p.config import Placement
+    from ip2p.dataset.shards import Shard
     from ip2p.dataset.summary import Totals
     from ip2p.triplets.captions import CaptionFile
 
@@ -158,9 +161,8 @@ def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
 
 def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> Totals:
     """Work on every shard that is not finished yet; returns what the whole folder then holds."""
-    from ip2p.dataset.shards import plan_shards, read_stats, run_id_of, unfinished
+    from ip2p.dataset.shards import plan_shards, read_stats, unfinished
     from ip2p.dataset.summary import Totals
-    from jobs._progress import Progress
 
     plan = plan_shards(captions.rows, recipe)
     left = {shard.name for shard in unfinished(plan, folder)}
@@ -175,18 +177,42 @@ def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, caption
     if not todo:
         return totals
     folder.delete("manifest.json")  # it says that the run is finished
-    from jobs._ray import connect, default_placement, run_shards
+    from jobs._ray import connect, default_placement
 
     connect()
     placement = default_placement(**_asked(args))
-    progress = Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json)
-    evals_before, started = totals.row_evals, time.monotonic()
-    for stats in run_shards(todo, recipe, placement, folder.uri, run_id_of(recipe)):
-        totals.add(stats)
-        rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
-        progress.tell(stats.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
-    progress.close()
+    with Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json) as progress:
+        progress.say(f"pools: {placement.pools()}")
+        _work_on(todo, recipe, placement, folder, totals, progress)
     return totals
+
+
+def _work_on(
+    todo: Sequence[Shard], recipe: Recipe, placement: Placement, folder: Folder, totals: Totals, progress: Progress
+) -> None:
+    """Add what becomes of each shard to ``totals``. Raises JobError at the end if some failed."""
+    from ip2p.dataset.shards import run_id_of
+    from jobs._ray import FAILURES_IN_A_ROW, FailedShard, run_shards
+
+    evals_before, started = totals.row_evals, time.monotonic()
+    failed: list[FailedShard] = []
+    in_a_row = 0
+    for done in run_shards(todo, recipe, placement, folder.uri, run_id_of(recipe)):
+        in_a_row = in_a_row + 1 if isinstance(done, FailedShard) else 0
+        if isinstance(done, FailedShard):
+            failed.append(done)
+            progress.say(f"error: shard {done.name}: {done.why}")
+            if in_a_row == FAILURES_IN_A_ROW:
+                break  # what fails again and again is not one shard's fault
+        else:
+            totals.add(done)
+            rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
+            progress.tell(done.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
+    if failed:
+        raise JobError(
+            f"{len(failed)} shards failed, the first of them {failed[0].name}: {failed[0].why}; "
+            "what is finished stays; run the same command again to go on with the others"
+        )
 
 
 def _asked(args: argparse.Namespace) -> dict[str, typing.Any]:

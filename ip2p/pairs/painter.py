@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ip2p.config import Recipe
-from ip2p.errors import RecipeError
+from ip2p.errors import DeviceError, RecipeError
 from ip2p.images import encode_image, to_uint8
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
 from ip2p.pairs.alignment import align_tokens
@@ -82,15 +82,14 @@ class PaintPairs:
         return {name: _column(name, [row[name] for row in painted], batch) for name in names}
 
     def paint_row(self, row: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """One prompt. A failure that is the prompt's own becomes status ``error``; a broken device raises."""
+        """One prompt. A failure that is the prompt's own becomes status ``error``; a broken device is a DeviceError."""
         prompt_id = str(row["prompt_id"])
         try:
             painted = self.paint(prompt_id, str(row["caption"]), str(row["edited_caption"]))
             pairs = self._pairs(prompt_id, painted)
         except Exception as error:
-            # After a device fault every later call fails too: this process must end, so that another one takes over.
             if _is_device_fault(error):
-                raise
+                raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
             return {**_unpainted(row), "status": "error", "reason": "", "error": f"{type(error).__name__}: {error}"}
         return {
             **row,

@@ -73,11 +73,18 @@ def is_held_out(object_: str, colour: str, style: str) -> bool:
     return int.from_bytes(digest, "big") < HELD_OUT_SHARE * 2**32
 
 
-_HORIZON = {"day": 0.55, "sunset": 0.62, "night": 0.70, "overcast": 0.48, "dawn": 0.60}
+# Every shift is one to two deviations of the noise beside it: an edit alone moves things visibly, yet the edited
+# attributes at the old layout remain a picture that this world draws.
+_HORIZON = {"day": 0.55, "sunset": 0.61, "night": 0.66, "overcast": 0.50, "dawn": 0.58}
+_HORIZON_NOISE = 0.05
 _OBJECT_X = {
-    "boat": 0.34, "house": 0.60, "castle": 0.50, "tree": 0.38, "car": 0.42, "lighthouse": 0.66,
-    "windmill": 0.58, "tent": 0.42, "balloon": 0.54, "rocket": 0.46, "mushroom": 0.62, "train": 0.50,
+    "boat": -0.12, "house": 0.08, "castle": 0.0, "tree": -0.10, "car": -0.06, "lighthouse": 0.13,
+    "windmill": 0.07, "tent": -0.06, "balloon": 0.04, "rocket": -0.03, "mushroom": 0.10, "train": 0.01,
 }  # fmt: skip
+_GROUND_X = {"grass": 0.0, "sand": 0.07, "snow": 0.05, "water": -0.07, "leaves": -0.05}
+_SKY_X = {"day": -0.05, "sunset": 0.05, "night": 0.0, "overcast": -0.03, "dawn": 0.04}
+_STYLE_X = {"photo": 0.0, "pencil": -0.05, "watercolour": 0.05, "pixel": 0.03, "comic": -0.04}
+_OBJECT_X_NOISE = 0.07
 _OBJECT_SIZE = {
     "boat": 0.46, "house": 0.48, "castle": 0.62, "tree": 0.56, "car": 0.44, "lighthouse": 0.66,
     "windmill": 0.62, "tent": 0.44, "balloon": 0.52, "rocket": 0.60, "mushroom": 0.46, "train": 0.50,
@@ -90,14 +97,17 @@ _GROUND_DEPTH = {"grass": 0.40, "sand": 0.25, "snow": 0.50, "water": 0.15, "leav
 _GROUND_SIZE = {"grass": 1.0, "sand": 0.92, "snow": 1.05, "water": 0.95, "leaves": 1.08}
 _STYLE_SIZE = {"photo": 1.0, "pencil": 0.92, "watercolour": 0.96, "pixel": 1.05, "comic": 1.10}
 _FACES_RIGHT = {"boat": 0.8, "car": 0.3, "train": 0.7}
-_EXTRA_SHIFT = {"moon": 0.04, "rainbow": -0.05, "birds": 0.03, "snowfall": -0.04, "flag": -0.06}
+_EXTRA_SHIFT = {"moon": 0.05, "rainbow": -0.06, "birds": 0.05, "snowfall": -0.05, "flag": -0.06}
 
 
 def sample_layout(scene: Scene, rng: np.random.Generator) -> Layout:
     """Draw a layout from the prior that the scene's attributes imply (``scene.layout`` is not read)."""
-    shift = sum(_EXTRA_SHIFT[extra] for extra in scene.extras)
-    horizon = _HORIZON[scene.sky] + (0.03 if scene.ground == "water" else 0.0) + rng.normal(0, 0.03)
-    object_x = _OBJECT_X[scene.object] + _COLOUR_X[scene.colour] + shift + rng.normal(0, 0.06)
+    horizon = _HORIZON[scene.sky] + (0.03 if scene.ground == "water" else 0.0) + rng.normal(0, _HORIZON_NOISE)
+    shift = _OBJECT_X[scene.object] + _COLOUR_X[scene.colour] + _GROUND_X[scene.ground] + _SKY_X[scene.sky]
+    shift += _STYLE_X[scene.style] + sum(_EXTRA_SHIFT[extra] for extra in scene.extras)
+    shift += rng.normal(0, _OBJECT_X_NOISE)
+    # Bounded smoothly: a hard bound would pile pictures up at both ends.
+    object_x = 0.5 + 0.28 * np.tanh(shift / 0.28)
     size = _OBJECT_SIZE[scene.object] * _GROUND_SIZE[scene.ground] * _STYLE_SIZE[scene.style]
     size *= np.exp(rng.normal(0, 0.07))
     depth = _GROUND_DEPTH[scene.ground] + rng.normal(0, 0.12)
@@ -107,7 +117,7 @@ def sample_layout(scene: Scene, rng: np.random.Generator) -> Layout:
     extra_x = object_x + side * rng.uniform(0.28, 0.42)
     return Layout(
         horizon=float(np.clip(horizon, 0.40, 0.78)),
-        object_x=float(np.clip(object_x, 0.22, 0.78)),
+        object_x=float(object_x),
         object_size=float(np.clip(size, 0.36, 0.70)),
         depth=float(np.clip(depth, 0.0, 1.0)),
         facing=1 if faces_right else -1,

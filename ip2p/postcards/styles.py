@@ -32,12 +32,11 @@ def _photo(canvas: Image.Image, size: int, detail_seed: int) -> np.ndarray:
 
 
 def _pencil(canvas: Image.Image, size: int, detail_seed: int) -> np.ndarray:
-    """Coloured pencil: paper shines through diagonal hatching, dark lines stay."""
-    picture = _reduced(canvas, size)
-    dark = (picture.max(axis=2, keepdims=True) < 80).astype(np.float32)
-    strength = (0.50 + 0.20 * _hatching(size))[..., None]
-    strength = np.maximum(strength, 0.9 * dark)
-    return _bytes(PAPER + (picture - PAPER) * strength)
+    """Coloured pencil pressed hard: paper shines through diagonal hatching, ink lines stay."""
+    picture = _vivid(_reduced(canvas, size))
+    ink = np.clip((64 - picture.max(axis=2, keepdims=True)) / 24, 0, 1)
+    strength = (0.70 + 0.15 * _hatching(size))[..., None]
+    return _bytes(PAPER + (picture - PAPER) * np.maximum(strength, 0.9 * ink))
 
 
 def _watercolour(canvas: Image.Image, size: int, detail_seed: int) -> np.ndarray:
@@ -60,13 +59,17 @@ def _pixel(canvas: Image.Image, size: int, detail_seed: int) -> np.ndarray:
 
 def _comic(canvas: Image.Image, size: int, detail_seed: int) -> np.ndarray:
     """Saturated flat colour inside a black panel frame."""
-    picture = _reduced(canvas, size)
-    grey = picture.mean(axis=2, keepdims=True)
-    vivid = np.clip(grey + (picture - grey) * 1.25, 0, 255)
+    vivid = _vivid(_reduced(canvas, size))
     frame = max(1, round(size * 0.045))
     vivid[:frame] = vivid[-frame:] = 16
     vivid[:, :frame] = vivid[:, -frame:] = 16
     return _bytes(vivid)
+
+
+def _vivid(picture: np.ndarray) -> np.ndarray:
+    """A quarter more saturation."""
+    grey = picture.mean(axis=2, keepdims=True)
+    return np.clip(grey + (picture - grey) * 1.25, 0, 255)
 
 
 def _bytes(picture: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ip2p.config import Recipe, load_recipe
-from ip2p.errors import RecipeError
+from ip2p.errors import DeviceError, RecipeError
 from ip2p.images import decode_image, to_uint8
 from ip2p.pairs import painter as module
 from ip2p.pairs.candidates import draw_candidates
@@ -214,10 +214,16 @@ def test_failure_of_one_prompt_is_said_in_its_row_and_the_next_goes_on(painter, 
     assert out["row_evals"].tolist() == [0, 60]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("CUDA error: an illegal memory access")])
-def test_interrupts_and_broken_devices_end_the_process(painter, monkeypatch, error: BaseException) -> None:
+def test_interrupts_are_not_a_prompts_failure(painter, monkeypatch) -> None:
+    limit_memory(monkeypatch, 0, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        painter(batch(*rows("a")))
+
+
+@pytest.mark.parametrize("error", [torch.AcceleratorError("misaligned"), RuntimeError("CUDA error: illegal access")])
+def test_a_broken_device_is_no_prompts_failure_but_the_devices(painter, monkeypatch, error: Exception) -> None:
     limit_memory(monkeypatch, 0, error)
-    with pytest.raises(type(error)):
+    with pytest.raises(DeviceError, match=f"^cpu failed while painting a: {error}$"):
         painter(batch(*rows("a")))
 
 
