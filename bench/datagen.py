@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -21,9 +20,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+import psutil
 
 from ip2p.config import Placement, Recipe, load_recipe
-from ip2p.dataset.shards import WEIGHTS, Shard, commit_shard, finished_shards, plan_shards, run_id_of, unfinished
+from ip2p.dataset.shards import WEIGHTS, Shard, ShardStats, plan_shards, run_id_of
+from ip2p.dataset.summary import taken_up
 from ip2p.postcards.captions import postcard_captions
 from ip2p.seeds import stable_id
 from ip2p.storage import open_folder
@@ -101,35 +102,43 @@ def side_by_side(prompts: int) -> dict[str, object]:
             "same_bytes": written[0] == written[1]}  # fmt: skip
 
 
-def long_ledger(prompts: int, last: int = 4096) -> dict[str, object]:
-    """Fill all but ``last`` prompts without Ray, then resume: seconds until painting starts, and driver memory."""
-    recipe = load_recipe("postcard", ["output.prompts_per_shard=64"])
-    rows = [CaptionRow(i, stable_id("bench", i), i + 1, f"a red boat number {i} on the water") for i in range(prompts)]
+def long_ledger(prompts: int, left: int = 4000) -> dict[str, object]:
+    """``prompts`` through Ray with a painter that only writes rows, killed short of ``left``, then taken up again.
+
+    Says how the driver's memory goes along the first run, and how long the second needs to know what is left.
+    """
+    recipe = load_recipe("sd15", ["models.text_to_image=none", "models.triplet_lm=none"])
+    placement = Placement(painter_cpus=0.5, lm_cpus=0.2)
     with tempfile.TemporaryDirectory() as output:
-        folder, started = open_folder(output), time.monotonic()
-        shards = plan_shards(rows, recipe)
-        for shard in shards[: -(last // 64)]:
-            batch = nothing_painted(nothing_written(as_batch(shard.rows)))
-            commit_shard(folder, shard.name, batch, recipe, run_id_of(recipe))
-        fill_s = time.monotonic() - started
         connect()
-        started, before = time.monotonic(), _memory_mb()
-        todo = unfinished(plan_shards(rows, recipe), folder)
+        memory, done, started = [_memory_mb()], 0, time.monotonic()
+        plan = plan_shards(numbered(prompts), recipe)
+        for stats in run_shards(plan, recipe, placement, output, run_id_of(recipe), (WriteNothing, PaintNothing)):
+            assert isinstance(stats, ShardStats), stats
+            done += stats.prompts
+            if done * 20 // prompts >= len(memory):
+                memory.append(_memory_mb())
+                print(f"{done} prompts, {time.monotonic() - started:.0f} s, driver {memory[-1]} MB", flush=True)
+            if done >= prompts - left:
+                break
+        run_s = time.monotonic() - started
+        started = time.monotonic()
+        totals, todo = taken_up(plan_shards(numbered(prompts), recipe), open_folder(output))
         resume_s = time.monotonic() - started
-        stages = (WriteNothing, PaintNothing)
-        placement = Placement(painter_cpus=0.5, lm_cpus=0.2)
-        first_s = 0.0
-        for number, _ in enumerate(run_shards(todo, recipe, placement, output, run_id_of(recipe), stages)):
-            first_s = first_s or time.monotonic() - started
-            assert number < len(todo)
-        return {"prompts": prompts, "shards": len(shards), "fill_s": round(fill_s, 1), "resumed": len(todo),
-                "resume_s": round(resume_s, 2), "first_shard_s": round(first_s, 1), "driver_mb_before": before,
-                "driver_mb_after": _memory_mb(), "finished": len(finished_shards(folder))}  # fmt: skip
+        listed = sum(1 for _ in Path(output).rglob("*") if _.is_file())
+        return {"prompts": prompts, "shards": len(plan), "files": listed, "run_s": round(run_s),
+                "shards_per_s": round(len(plan) / run_s, 1), "driver_mb_along_the_run": memory,
+                "resume_s": round(resume_s, 2), "prompts_done": totals.prompts, "shards_left": len(todo)}  # fmt: skip
+
+
+def numbered(prompts: int) -> list[CaptionRow]:
+    """Captions as they come from a file."""
+    return [CaptionRow(i, stable_id("bench", i), i + 1, f"a red boat number {i} on the water") for i in range(prompts)]
 
 
 def _memory_mb() -> int:
-    """Largest resident size of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    """Resident size of this process now, in MB."""
+    return psutil.Process().memory_info().rss // 2**20
 
 
 def main() -> int:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import traceback
 import typing
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -232,6 +233,8 @@ def _pipeline(
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     del rows  # Ray holds them now
     writer, painter = stages
+    # Ray 2.60 has no other way to say it, yet warns at each use; requirements.lock pins that version.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     limits = {"max_task_retries": WORKER_DEATHS - 1}
     dataset = dataset.map(
         writer, fn_constructor_args=(recipe, _device(placement.lm_gpus)), compute=_pool(placement.lm_actors),

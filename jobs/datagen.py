@@ -161,19 +161,10 @@ def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
 
 def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> Totals:
     """Work on every shard that is not finished yet; returns what the whole folder then holds."""
-    from ip2p.dataset.shards import plan_shards, read_stats, unfinished
-    from ip2p.dataset.summary import Totals
+    from ip2p.dataset.shards import plan_shards
+    from ip2p.dataset.summary import taken_up
 
-    plan = plan_shards(captions.rows, recipe)
-    left = {shard.name for shard in unfinished(plan, folder)}
-    done = [shard.name for shard in plan if shard.name not in left]
-    totals = Totals()
-    for name, stats in zip(done, read_stats(folder, done), strict=True):
-        if args.retry_errors and stats.failed:
-            left.add(name)
-        else:
-            totals.add(stats)
-    todo = [shard for shard in plan if shard.name in left]
+    totals, todo = taken_up(plan_shards(captions.rows, recipe), folder, args.retry_errors)
     if not todo:
         return totals
     folder.delete("manifest.json")  # it says that the run is finished

@@ -70,6 +70,7 @@ def start_from(family: Path, work: Path) -> None:
     from safetensors.torch import load_file
     from transformers import GPT2LMHeadModel
 
+    from ip2p.models.checkpoint import read_manifest
     from ip2p.postcards.family.autoencoder import new_autoencoder
     from ip2p.postcards.family.clip import new_clip
     from ip2p.postcards.family.fitting import save_start
@@ -88,6 +89,8 @@ def start_from(family: Path, work: Path) -> None:
         if not (work / f"{name}.pt").exists():
             module.load_state_dict(load_file(family / file))
             save_start(work / f"{name}.pt", module)
+    about = read_manifest(family / "text_to_image")["about"]
+    (work / "continues.json").write_text(json.dumps(about, indent=1) + "\n")
     if not (work / "triplet_lm.pt").exists():
         save_start(work / "triplet_lm.pt", GPT2LMHeadModel.from_pretrained(family / "triplet_lm").float())
 
@@ -177,10 +180,11 @@ def run_save(args: argparse.Namespace, device: str) -> None:
     save_clip(clip, args.work / "tokenizer", args.output / "clip")
     save_triplet_lm(trained_lm(args.work), args.work / "lm_tokenizer", args.output / "triplet_lm")
     save_reader(_average(args.work, "reader", AttributeReader()), args.output / "reader")
+    about = {"made_by": "jobs/pretrain.py", "device": device, "steps": _steps(args.work)}
+    if (args.work / "continues.json").exists():
+        about["continues"] = json.loads((args.work / "continues.json").read_text())
     for part in PARTS:
-        write_manifest(
-            args.output / part, {"made_by": "jobs/pretrain.py", "device": device, "steps": _steps(args.work)}
-        )
+        write_manifest(args.output / part, about)
     print(f"{args.output}: {sum(f.stat().st_size for f in args.output.rglob('*') if f.is_file()) / 1e6:.1f} MB")
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import json
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from ip2p.dataset.manifest import FileEntry
-from ip2p.dataset.shards import ShardStats
+from ip2p.dataset.shards import Shard, ShardStats, read_stats, unfinished
+from ip2p.storage import Folder
 
 
 @dataclass
@@ -36,6 +37,23 @@ class Totals:
     def add_all(self, many: Iterable[ShardStats]) -> None:
         for stats in many:
             self.add(stats)
+
+
+def taken_up(plan: Sequence[Shard], folder: Folder, retry_errors: bool = False) -> tuple[Totals, list[Shard]]:
+    """What ``folder`` holds of ``plan``, summed, and the shards that are left to do, in order.
+
+    With ``retry_errors`` shards that hold a prompt with an error are left to do too. Raises InputError as
+    ``unfinished`` does.
+    """
+    left = {shard.name for shard in unfinished(plan, folder)}
+    done = [shard.name for shard in plan if shard.name not in left]
+    totals = Totals()
+    for name, stats in zip(done, read_stats(folder, done), strict=True):
+        if retry_errors and stats.failed:
+            left.add(name)
+        else:
+            totals.add(stats)
+    return totals, [shard for shard in plan if shard.name in left]
 
 
 def summary_of(totals: Totals, bad_rows: int, seconds: float) -> dict[str, typing.Any]:
