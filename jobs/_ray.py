@@ -34,6 +34,8 @@ T = typing.TypeVar("T")
 
 WORKER_DEATHS = 4  # deaths of its worker after which a shard is given up: it may be what kills them
 FAILURES_IN_A_ROW = 5  # failed shards without a good one between them after which the job stops
+# Shards handed to Ray at a time. Each costs the driver 15 kB while Ray knows it; between windows actors load anew.
+WINDOW = 4096
 # Addresses, never keys: what a runtime environment holds can be read on the dashboard.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -196,11 +198,18 @@ def run_shards(
     where Ray itself cannot go on. A shard that failed in another way, or whose workers died WORKER_DEATHS times, is
     yielded as FailedShard, the latter at the end.
     """
+    for start in range(0, len(shards), WINDOW):
+        window = shards[start : start + WINDOW]
+        yield from _outcomes(_pipeline(window, recipe, placement, output, run_id, stages), window)
+
+
+def _outcomes(dataset: typing.Any, shards: Sequence[Shard]) -> Iterator[ShardStats | FailedShard]:
+    """What comes out of ``_pipeline`` for ``shards``, then those that never came."""
     import ray
 
     lost = {shard.name for shard in shards}
     try:
-        for row in _pipeline(shards, recipe, placement, output, run_id, stages).iter_rows():
+        for row in dataset.iter_rows():
             lost.discard(row["name"])
             done = unpack(row["payload"])
             if isinstance(done, Ip2pError):

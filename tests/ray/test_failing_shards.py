@@ -90,7 +90,8 @@ def run(tmp_path: Path, captions: list[str], painter: type = Paints):
     return shards, run_shards(shards, recipe, placement, output, run_id_of(recipe), (Writes, painter))
 
 
-def test_a_shard_that_kills_its_workers_is_given_up_and_named_and_the_others_are_done(tmp_path):
+def test_a_shard_that_kills_its_workers_is_given_up_and_named_and_the_others_are_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("jobs._ray.WINDOW", 5)  # two windows: what follows the bad one is worked on too
     deaths = tmp_path / "deaths"
     shards, outcome = run(tmp_path, ["a red boat", f"die {deaths}", *(f"boat {i}" for i in range(6))])
     done = list(outcome)
