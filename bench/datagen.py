@@ -2,10 +2,11 @@
 """What Ray costs: the datagen stages on Ray against the same stages in a plain loop, and 450,000 prompts of ledger.
 
     python bench/datagen.py --prompts 48
-    python bench/datagen.py --ledger 450000
+    python bench/datagen.py --long 450000
 
 Both sides of the first run in one process after the other, one painter with one thread each, on the same captions,
-and must leave the same bytes. The second fills a ledger with a painter that paints nothing, then takes up the rest.
+and must leave the same bytes. The second paints nothing: it runs as many prompts through Ray and watches the driver's
+memory, then fills a ledger with as many and takes it up again.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ import numpy as np
 import psutil
 
 from ip2p.config import Placement, Recipe, load_recipe
-from ip2p.dataset.shards import WEIGHTS, Shard, ShardStats, plan_shards, run_id_of
-from ip2p.dataset.summary import taken_up
+from ip2p.dataset.shards import WEIGHTS, Shard, ShardStats, commit_shard, plan_shards, run_id_of
+from ip2p.dataset.summary import take_up
 from ip2p.postcards.captions import postcard_captions
 from ip2p.seeds import stable_id
 from ip2p.storage import open_folder
@@ -102,33 +103,42 @@ def side_by_side(prompts: int) -> dict[str, object]:
             "same_bytes": written[0] == written[1]}  # fmt: skip
 
 
-def long_ledger(prompts: int, left: int = 4000) -> dict[str, object]:
-    """``prompts`` through Ray with a painter that only writes rows, killed short of ``left``, then taken up again.
-
-    Says how the driver's memory goes along the first run, and how long the second needs to know what is left.
-    """
-    recipe = load_recipe("sd15", ["models.text_to_image=none", "models.triplet_lm=none"])
+def long_run(prompts: int, per_shard: int = 64) -> dict[str, object]:
+    """``prompts`` through Ray with a painter that only writes rows: the driver's memory along the way."""
+    recipe = load_recipe("sd15", [f"output.prompts_per_shard={per_shard}"])
     placement = Placement(painter_cpus=0.5, lm_cpus=0.2)
     with tempfile.TemporaryDirectory() as output:
         connect()
-        memory, done, started = [_memory_mb()], 0, time.monotonic()
-        plan = plan_shards(numbered(prompts), recipe)
-        for stats in run_shards(plan, recipe, placement, output, run_id_of(recipe), (WriteNothing, PaintNothing)):
+        run = take_up(plan_shards(numbered(prompts), recipe), open_folder(output))
+        memory, started = [_memory_mb()], time.monotonic()
+        for stats in run_shards(run.todo, recipe, placement, output, run_id_of(recipe), (WriteNothing, PaintNothing)):
             assert isinstance(stats, ShardStats), stats
-            done += stats.prompts
-            if done * 20 // prompts >= len(memory):
+            run.add(stats)
+            if run.totals.prompts * 20 // prompts >= len(memory):
                 memory.append(_memory_mb())
-                print(f"{done} prompts, {time.monotonic() - started:.0f} s, driver {memory[-1]} MB", flush=True)
-            if done >= prompts - left:
-                break
-        run_s = time.monotonic() - started
-        started = time.monotonic()
-        totals, todo = taken_up(plan_shards(numbered(prompts), recipe), open_folder(output))
-        resume_s = time.monotonic() - started
-        listed = sum(1 for _ in Path(output).rglob("*") if _.is_file())
-        return {"prompts": prompts, "shards": len(plan), "files": listed, "run_s": round(run_s),
-                "shards_per_s": round(len(plan) / run_s, 1), "driver_mb_along_the_run": memory,
-                "resume_s": round(resume_s, 2), "prompts_done": totals.prompts, "shards_left": len(todo)}  # fmt: skip
+                print(f"{run.totals.prompts} prompts, {time.monotonic() - started:.0f} s, {memory[-1]} MB", flush=True)
+        seconds = time.monotonic() - started
+    return {"prompts": prompts, "shards": len(run.todo), "seconds": round(seconds), "driver_mb": memory,
+            "shards_per_s": round(len(run.todo) / seconds, 1)}  # fmt: skip
+
+
+def long_ledger(prompts: int, left: int = 4000) -> dict[str, object]:
+    """All but ``left`` of ``prompts`` in the ledger, in the shards of ``sd15``: seconds until a start knows the rest.
+
+    The first start finds each shard's own stats, the second finds them in blocks.
+    """
+    recipe = load_recipe("sd15")
+    with tempfile.TemporaryDirectory() as output:
+        folder, plan = open_folder(output), plan_shards(numbered(prompts), recipe)
+        for shard in plan[: len(plan) - left // recipe.output.prompts_per_shard]:
+            commit_shard(folder, shard.name, nothing_painted(nothing_written(as_batch(shard.rows))), recipe, "run")
+        seconds = []
+        for _ in range(2):
+            started = time.monotonic()
+            again = take_up(plan_shards(numbered(prompts), recipe), open_folder(output))
+            seconds.append(round(time.monotonic() - started, 2))
+        return {"prompts": prompts, "shards": len(plan), "first_start_s": seconds[0], "next_start_s": seconds[1],
+                "prompts_done": again.totals.prompts, "shards_left": len(again.todo)}  # fmt: skip
 
 
 def numbered(prompts: int) -> list[CaptionRow]:
@@ -144,12 +154,13 @@ def _memory_mb() -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=48, help="captions painted on both sides (default %(default)s)")
-    parser.add_argument("--ledger", type=int, default=0, metavar="N", help="measure resuming with N prompts instead")
+    parser.add_argument(
+        "--long", type=int, default=0, metavar="N", help="N prompts of which nothing is painted instead"
+    )
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
-    name, result = (
-        ("datagen_ledger", long_ledger(args.ledger)) if args.ledger else ("datagen", side_by_side(args.prompts))
-    )
+    name = "datagen_long" if args.long else "datagen"
+    result = {"run": long_run(args.long), "ledger": long_ledger(args.long)} if args.long else side_by_side(args.prompts)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))

@@ -27,8 +27,7 @@ from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
     from ip2p.config import Placement
-    from ip2p.dataset.shards import Shard
-    from ip2p.dataset.summary import Totals
+    from ip2p.dataset.summary import TakenUp, Totals
     from ip2p.triplets.captions import CaptionFile
 
 
@@ -162,33 +161,32 @@ def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
 def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> Totals:
     """Work on every shard that is not finished yet; returns what the whole folder then holds."""
     from ip2p.dataset.shards import plan_shards
-    from ip2p.dataset.summary import taken_up
+    from ip2p.dataset.summary import take_up
 
-    totals, todo = taken_up(plan_shards(captions.rows, recipe), folder, args.retry_errors)
-    if not todo:
-        return totals
+    run = take_up(plan_shards(captions.rows, recipe), folder, args.retry_errors)
+    if not run.todo:
+        return run.totals
     folder.delete("manifest.json")  # it says that the run is finished
     from jobs._ray import connect, default_placement
 
     connect()
     placement = default_placement(**_asked(args))
-    with Progress(len(captions.rows), "prompts", totals.prompts, args.quiet, args.json) as progress:
+    with Progress(len(captions.rows), "prompts", run.totals.prompts, args.quiet, args.json) as progress:
         progress.say(f"pools: {placement.pools()}")
-        _work_on(todo, recipe, placement, folder, totals, progress)
-    return totals
+        _work_on(run, recipe, placement, folder, progress)
+    return run.totals
 
 
-def _work_on(
-    todo: Sequence[Shard], recipe: Recipe, placement: Placement, folder: Folder, totals: Totals, progress: Progress
-) -> None:
-    """Add what becomes of each shard to ``totals``. Raises JobError at the end if some failed."""
+def _work_on(run: TakenUp, recipe: Recipe, placement: Placement, folder: Folder, progress: Progress) -> None:
+    """Add each shard that gets done to ``run``. Raises JobError at the end if some failed."""
     from ip2p.dataset.shards import run_id_of
     from jobs._ray import FAILURES_IN_A_ROW, FailedShard, run_shards
 
+    totals = run.totals
     evals_before, started = totals.row_evals, time.monotonic()
     failed: list[FailedShard] = []
     in_a_row = 0
-    for done in run_shards(todo, recipe, placement, folder.uri, run_id_of(recipe)):
+    for done in run_shards(run.todo, recipe, placement, folder.uri, run_id_of(recipe)):
         in_a_row = in_a_row + 1 if isinstance(done, FailedShard) else 0
         if isinstance(done, FailedShard):
             failed.append(done)
@@ -196,7 +194,7 @@ def _work_on(
             if in_a_row == FAILURES_IN_A_ROW:
                 break  # what fails again and again is not one shard's fault
         else:
-            totals.add(done)
+            run.add(done)
             rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
             progress.tell(done.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
     if failed:

@@ -51,6 +51,11 @@ class ShardStats:
     candidates_by_reason: dict[str, int]
 
     @property
+    def name(self) -> str:
+        """The shard's name, as its files carry it."""
+        return next(iter(self.files)).partition("/")[2].removesuffix(".parquet")
+
+    @property
     def failed(self) -> int:
         """Prompts that ended in an error, of a writer or a painter; another run may have better luck."""
         return self.prompts_by_reason.get("error", 0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import collections
 import json
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ip2p.dataset.manifest import FileEntry
-from ip2p.dataset.shards import Shard, ShardStats, read_stats, unfinished
+from ip2p.dataset.shards import Shard, ShardStats, unfinished
+from ip2p.dataset.stats_blocks import StatsBlocks
 from ip2p.storage import Folder
 
 
@@ -34,26 +35,35 @@ class Totals:
         self.candidates_by_reason.update(stats.candidates_by_reason)
         self.files.update(stats.files)
 
-    def add_all(self, many: Iterable[ShardStats]) -> None:
-        for stats in many:
-            self.add(stats)
+
+class TakenUp(typing.NamedTuple):
+    """Where a run stands: what is done, summed; what is left, in order; and where to note what gets done now."""
+
+    totals: Totals
+    todo: list[Shard]
+    blocks: StatsBlocks
+
+    def add(self, stats: ShardStats) -> None:
+        """A shard of ``todo`` has been finished."""
+        self.totals.add(stats)
+        self.blocks.add(stats)
 
 
-def taken_up(plan: Sequence[Shard], folder: Folder, retry_errors: bool = False) -> tuple[Totals, list[Shard]]:
-    """What ``folder`` holds of ``plan``, summed, and the shards that are left to do, in order.
+def take_up(plan: Sequence[Shard], folder: Folder, retry_errors: bool = False) -> TakenUp:
+    """Read off ``folder`` what it holds of ``plan``.
 
     With ``retry_errors`` shards that hold a prompt with an error are left to do too. Raises InputError as
     ``unfinished`` does.
     """
     left = {shard.name for shard in unfinished(plan, folder)}
-    done = [shard.name for shard in plan if shard.name not in left]
-    totals = Totals()
-    for name, stats in zip(done, read_stats(folder, done), strict=True):
+    totals, blocks = Totals(), StatsBlocks(plan, folder)
+    for stats in blocks.read([shard.name for shard in plan if shard.name not in left]):
         if retry_errors and stats.failed:
-            left.add(name)
+            left.add(stats.name)
+            blocks.forget(stats.name)
         else:
             totals.add(stats)
-    return totals, [shard for shard in plan if shard.name in left]
+    return TakenUp(totals, [shard for shard in plan if shard.name in left], blocks)
 
 
 def summary_of(totals: Totals, bad_rows: int, seconds: float) -> dict[str, typing.Any]:

@@ -160,7 +160,8 @@ def test_committed_rows_can_be_read_back_and_summed(tmp_path):
     for shard in plan:
         commit_shard(folder, shard.name, painted(shard), RECIPE, run_id_of(RECIPE))
     totals = Totals()
-    totals.add_all(read_stats(folder, [shard.name for shard in plan]))
+    for stats in read_stats(folder, [shard.name for shard in plan]):
+        totals.add(stats)
     write_manifest(folder, totals.files)
     assert verify(folder) == []
     sheet = decode_image(contact_sheet(folder, totals.files))
