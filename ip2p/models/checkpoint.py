@@ -96,6 +96,11 @@ def find_weights(folder: Path, stem: str) -> Weights:
         middle = f".{variant}" if variant else ""
         single = folder / f"{stem}{middle}.safetensors"
         index = folder / f"{stem}.safetensors.index{middle}.json"
+        if single.is_file() and index.is_file():
+            raise CheckpointError(
+                f"{index}: found beside {single.name}, expected one of the two, because libraries differ in which "
+                "they read; delete the older"
+            )
         if single.is_file() or index.is_file():
             files = (single,) if single.is_file() else _shards(index)
             for path in files:
@@ -153,9 +158,12 @@ def _tensor_bytes(path: Path, size: int, header: bytes) -> int:
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        files = tuple(index.parent / name for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not a readable index of shards ({error}); {FETCH_AGAIN}") from error
-    return tuple(index.parent / name for name in names)
+    if not files:
+        raise CheckpointError(f"{index}: not a readable index of shards (it names none); {FETCH_AGAIN}")
+    return files
 
 
 def _described(path: Path) -> dict[str, object]:

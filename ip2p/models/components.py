@@ -117,17 +117,23 @@ def load_clip(models: Models, device: str | torch.device = "auto") -> Clip:
     import open_clip
 
     at = resolve_device(device) if isinstance(device, str) else device
-    if models.clip and models.clip != EMBEDDED and not Path(models.clip).is_dir():
-        name, pretrained, where, sha256 = _named_clip(models)
-    else:
-        folder = _model_folder("clip", models.clip)
-        name, pretrained, where = f"local-dir:{folder}", None, folder
-        sha256 = weights_sha256(_clip_weights(folder).files)
+    name, pretrained, where, sha256 = find_clip(models)
     with _refusals(where):
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=True)
         tokenizer = open_clip.get_tokenizer(name)
     check_finite(model, where)
     return _as_clip(model.to(at).eval().requires_grad_(False), tokenizer, sha256)
+
+
+def find_clip(models: Models) -> tuple[str, str | None, Path, str]:
+    """Check the files of ``models.clip`` without loading them; raises like ``load_clip``.
+
+    Returns name and pretrained as open_clip spells them, the place that messages name, and the id of the weights.
+    """
+    if models.clip and models.clip != EMBEDDED and not Path(models.clip).expanduser().is_dir():
+        return _named_clip(models)
+    folder = _model_folder("clip", models.clip)
+    return f"local-dir:{folder}", None, folder, weights_sha256(_clip_weights(folder).files)
 
 
 def read_scheduler_config(path: Path) -> dict[str, typing.Any]:
@@ -202,10 +208,10 @@ def _named_clip(models: Models) -> tuple[str, str, Path, str]:
             "set `--set models.clip=DIR`, or a name from open_clip.list_models()"
         )
     tag = models.clip_pretrained
-    file = Path(tag)
+    file = Path(tag).expanduser()
     if tag and file.suffix == ".safetensors":
         check_whole = find_weights(file.parent, file.name.removesuffix(".safetensors"))
-        return models.clip, tag, file, weights_sha256(check_whole.files)
+        return models.clip, str(file), file, weights_sha256(check_whole.files)
     if tag in open_clip.list_pretrained_tags_by_model(models.clip):
         return models.clip, tag, Path(models.clip), f"open_clip:{models.clip}:{tag}"
     known = ", ".join(open_clip.list_pretrained_tags_by_model(models.clip)) or "none"

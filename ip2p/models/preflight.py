@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ip2p.config import EMBEDDED, Recipe
+from ip2p.config import Recipe
 from ip2p.errors import CheckpointError
 from ip2p.models.checkpoint import check_safetensors, find_weights, weights_sha256
-from ip2p.models.components import embedded_folder, read_scheduler_config
+from ip2p.models.components import find_clip, read_scheduler_config
 from ip2p.triplets.language_model import model_folder
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
@@ -27,12 +27,7 @@ def check_model_files(recipe: Recipe) -> dict[str, str]:
     read_scheduler_config(folder / "scheduler" / "scheduler_config.json")
     if recipe.triplets.writer == "lm":
         ids["triplet_lm"] = _folder_id(model_folder(models.triplet_lm, "triplet_lm"))
-    if models.clip == EMBEDDED:
-        ids["clip"] = _folder_id(embedded_folder("clip"))
-    elif Path(models.clip).is_dir():
-        ids["clip"] = _folder_id(Path(models.clip))
-    else:
-        ids["clip"] = f"{models.clip}:{models.clip_pretrained}"
+    *_, ids["clip"] = find_clip(models)
     return ids
 
 

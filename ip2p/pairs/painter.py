@@ -83,10 +83,10 @@ class PaintPairs:
 
     def paint_row(self, row: dict[str, typing.Any]) -> dict[str, typing.Any]:
         """One prompt. A failure that is the prompt's own becomes status ``error``; a broken device is a DeviceError."""
-        prompt_id = str(row["prompt_id"])
+        prompt_id, caption, edited_caption = (str(row[name]) for name in ("prompt_id", "caption", "edited_caption"))
         try:
-            painted = self.paint(prompt_id, str(row["caption"]), str(row["edited_caption"]))
-            pairs = self._pairs(prompt_id, painted)
+            painted = self.paint(prompt_id, caption, edited_caption)
+            pairs = self._pairs((prompt_id, caption, edited_caption), painted)
         except Exception as error:
             if _is_device_fault(error):
                 raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
@@ -162,8 +162,8 @@ class PaintPairs:
         """Latents ``(n, C, h, w)`` to images ``(n, 3, H, W)`` float32 in [0, 1]; NaN and Inf stay what they are."""
         vae = self.model.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample
-        return (images.float() / 2 + 0.5).clamp(0, 1)
+        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample.float() / 2 + 0.5
+        return images.clamp(0, 1).where(images.isfinite(), images)  # clamp alone makes white of Inf
 
     def _scored(self, candidate: Candidate, images: torch.Tensor, caption: str, edited_caption: str) -> Candidate:
         sims = self.similarity(images[:1], images[1:], caption, edited_caption)
@@ -191,7 +191,7 @@ class PaintPairs:
         """``(T, D)`` float32: the last hidden states, after the final norm."""
         return self.model.text_encoder(torch.tensor([ids], device=self.device)).last_hidden_state[0]
 
-    def _pairs(self, prompt_id: str, painted: Painted) -> list[dict[str, typing.Any]]:
+    def _pairs(self, identity: tuple[str, str, str], painted: Painted) -> list[dict[str, typing.Any]]:
         pairs = []
         for rank, place in enumerate(kept_places(painted.candidates)):
             known = dataclasses.asdict(painted.candidates[place])
@@ -199,20 +199,23 @@ class PaintPairs:
             original, edited = (
                 encode_image(picture, self.recipe.output.image_format) for picture in painted.pictures[place]
             )
-            pair_id = self._pair_id(prompt_id, painted.candidates[place])
+            pair_id = self._pair_id(identity, painted.candidates[place])
             pairs.append(
                 {"pair_id": pair_id, "rank": rank, **known, "original_image": original, "edited_image": edited}
             )
         return pairs
 
-    def _pair_id(self, prompt_id: str, candidate: Candidate) -> str:
-        """The same pictures get the same id on a retry; other weights or settings get another one."""
+    def _pair_id(self, identity: tuple[str, str, str], candidate: Candidate) -> str:
+        """The same pictures get the same id on a retry; other texts, weights or settings get another one.
+
+        ``identity``: prompt_id, caption and edited caption, because a prompt_id can stand for the caption alone.
+        """
         drawn = (candidate.seed, candidate.p2p_threshold, candidate.guidance_scale)
         settings = self.settings
         how = (settings.sampler, settings.steps, settings.p2p_mode, self.recipe.pairs.resolution)
         sha256 = self.model.sha256
         with_what = (sha256["unet"], sha256["vae"], sha256["text_encoder"], self.recipe.models.dtype)
-        return stable_id(prompt_id, *drawn, *how, *with_what)
+        return stable_id(*identity, *drawn, *how, *with_what)
 
 
 def _for_candidates(texts: PairTexts, count: int) -> PairTexts:

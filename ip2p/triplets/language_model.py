@@ -156,9 +156,10 @@ def model_folder(model_id: str, component: str) -> Path:
         from ip2p.models.components import embedded_folder
 
         return Path(embedded_folder(component))
-    if not Path(model_id).is_dir():
-        raise CheckpointError(f"{model_id}: no such folder; set {field} to a folder with the model's files")
-    return Path(model_id)
+    folder = Path(model_id).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder; set {field} to a folder with the model's files")
+    return folder
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:

@@ -9,11 +9,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_family import clip_tokenizer, tiny_unet
 
+import ip2p
 from ip2p.config import Models
 from ip2p.errors import CheckpointError, RecipeError
 from ip2p.models import components
 from ip2p.models.checkpoint import file_sha256, write_manifest
-from ip2p.models.components import embedded_folder, load_clip, load_text_to_image
+from ip2p.models.components import (
+    embedded_folder,
+    find_clip,
+    load_clip,
+    load_text_to_image,
+    read_scheduler_config,
+    resolve_device,
+)
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 
@@ -67,11 +75,52 @@ def test_only_the_unet_takes_the_recipes_dtype(tiny_family: Path) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("has_gpu", "auto"), [(True, "cuda"), (False, "cpu")])
+def test_auto_is_the_gpu_where_there_is_one_and_other_devices_are_taken_literally(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, auto: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert resolve_device().type == auto
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize("device", ["meta", torch.device("meta")])
+def test_all_modules_go_to_the_device_that_is_asked_for(tiny_family: Path, device: str | torch.device) -> None:
+    models = Models(text_to_image=str(tiny_family / "text_to_image"), clip=str(tiny_family / "clip"))
+    model = load_text_to_image(models, device)
+    modules = (model.unet, model.vae, model.text_encoder, load_clip(models, device).model)
+    assert [{p.device.type for p in module.parameters()} for module in modules] == [{"meta"}] * 4
+
+
 def test_half_precision_files_are_read_as_float32(own: Path) -> None:
     for file in own.rglob("*.safetensors"):
         save_file({name: tensor.half() for name, tensor in load_file(file).items()}, file)
+    config = own / "text_encoder" / "config.json"  # here transformers looks for a dtype when none is asked for
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dtype": "float16"}))
     model = load(own)
     assert {module.dtype for module in (model.unet, model.vae, model.text_encoder)} == {torch.float32}
+
+
+def test_folder_with_the_half_precision_variant_alone_is_loaded(own: Path) -> None:
+    plain = load(own)
+    for file in list(own.rglob("*.safetensors")):
+        save_file({name: t.half() for name, t in load_file(file).items()}, file.with_suffix(".fp16.safetensors"))
+        file.unlink()
+    model = load(own)
+    assert torch.equal(model.unet.conv_in.weight, plain.unet.conv_in.weight.half().float())
+    assert model.sha256["unet"] == file_sha256((own / UNET).with_suffix(".fp16.safetensors"))
+
+
+def test_weights_in_shards_are_loaded_and_named_by_all_of_them(own: Path) -> None:
+    whole = load(own).unet
+    (own / UNET).unlink()
+    whole.save_pretrained(own / "unet", max_shard_size="200KB")
+    assert not (own / UNET).exists()
+    sharded = load(own)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), sharded.unet.parameters(), strict=True))
+    first, *_, last = sorted((own / "unet").glob("*.safetensors"))
+    assert sharded.sha256["unet"] not in {file_sha256(first), file_sha256(last)}
 
 
 def test_tokenizer_is_read_from_vocabulary_and_merges_alone(own: Path) -> None:
@@ -101,6 +150,13 @@ def test_absent_folder_is_refused_by_name(tmp_path: Path) -> None:
 def test_absent_file_of_a_component_is_refused_by_name(own: Path, name: str) -> None:
     (own / name).unlink()
     with pytest.raises(CheckpointError, match=f"{name}: no such file"):
+        load(own)
+
+
+@pytest.mark.parametrize("name", ["unet/config.json", "scheduler/scheduler_config.json"])
+def test_broken_json_of_a_component_is_refused_by_name(own: Path, name: str) -> None:
+    (own / name).write_text('{"cut": ')
+    with pytest.raises(CheckpointError, match=f"{name}: not readable as JSON .*; fetch"):
         load(own)
 
 
@@ -151,6 +207,12 @@ def test_edit_model_is_refused_with_its_channels(own: Path) -> None:
         load(own)
 
 
+def test_unet_of_another_vae_is_refused_and_not_called_an_edit_model(own: Path) -> None:
+    tiny_unet(in_channels=9).save_pretrained(own / "unet")
+    with pytest.raises(CheckpointError, match="unet: found in_channels 9, expected 4; use a UNet made for this VAE"):
+        load(own)
+
+
 def test_text_encoder_of_another_width_is_refused(own: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -162,19 +224,30 @@ def test_text_encoder_of_another_width_is_refused(own: Path) -> None:
         load(own)
 
 
-def test_unknown_prediction_type_is_refused_by_name(own: Path) -> None:
-    (own / "scheduler" / "scheduler_config.json").write_text('{"prediction_type": "flow"}')
+@pytest.mark.parametrize("found", ["flow", "sample"])
+def test_unknown_prediction_type_is_refused_by_name(own: Path, found: str) -> None:
+    (own / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": found}))
     with pytest.raises(
-        CheckpointError, match=r"scheduler_config\.json: found prediction_type 'flow', expected epsilon"
+        CheckpointError, match=rf"scheduler_config\.json: found prediction_type '{found}', expected epsilon"
     ):
         load(own)
+
+
+@pytest.mark.parametrize("config", [{}, {"prediction_type": "epsilon"}])
+def test_scheduler_that_names_no_prediction_type_predicts_the_noise(tmp_path: Path, config: dict[str, str]) -> None:
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(config))
+    assert read_scheduler_config(tmp_path / "scheduler_config.json") == config
 
 
 def test_a_folder_that_has_a_manifest_is_verified_against_it(own: Path) -> None:
     write_manifest(own)
     rewrite(own / UNET, "conv_in.bias", lambda bias: bias + 1)
-    with pytest.raises(CheckpointError, match=f"{UNET}: found sha256"):
+    with pytest.raises(CheckpointError, match=f"{UNET}: found sha256 .*; fetch the file again"):
         load(own)
+
+
+def test_shipped_weights_lie_beside_the_code_whatever_the_working_folder_is() -> None:
+    assert Path(ip2p.__file__).resolve().parent / "postcards" / "weights" == components.EMBEDDED_WEIGHTS
 
 
 def test_embedded_parts_are_verified_before_they_are_loaded(embedded: Path) -> None:
@@ -203,6 +276,22 @@ def test_clip_folder_brings_its_own_tokenizer_size_and_normalisation(tiny_family
     assert clip.tokenizer(["a red boat"])[0, :5].tolist() == clip_tokenizer()("a red boat")["input_ids"]
     assert clip.sha256 == file_sha256(tiny_family / "clip" / "open_clip_model.safetensors")
     assert not clip.model.training
+    assert not any(parameter.requires_grad for parameter in clip.model.parameters())
+
+
+@pytest.mark.parametrize("name", ["open_clip_pytorch_model", "model"])
+def test_clip_folder_may_use_any_of_open_clips_file_names(own_clip: Path, name: str) -> None:
+    file = own_clip / f"{name}.safetensors"
+    (own_clip / "open_clip_model.safetensors").rename(file)
+    clip = load_clip(Models(clip=str(own_clip)), "cpu")
+    assert clip.sha256 == file_sha256(file)
+    assert torch.equal(clip.model.ln_final.weight, load_file(file)["ln_final.weight"])
+
+
+def test_clip_folder_without_its_config_is_refused_by_name(own_clip: Path) -> None:
+    (own_clip / "open_clip_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"open_clip_config\.json: no such file"):
+        load_clip(Models(clip=str(own_clip)), "cpu")
 
 
 def test_clip_weights_are_refused_when_truncated_pickled_or_absent(own_clip: Path) -> None:
@@ -230,13 +319,19 @@ def test_clip_weights_with_nan_or_of_another_shape_are_refused(own_clip: Path) -
         load_clip(Models(clip=str(own_clip)), "cpu")
 
 
-def test_clip_by_name_needs_a_known_name_and_a_known_tag_or_file() -> None:
+def test_clip_by_name_needs_a_known_name_and_a_known_tag_or_file(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="neither a folder nor an open_clip model name"):
         load_clip(Models(clip="ViT-Z-99"), "cpu")
     with pytest.raises(RecipeError, match=r"tag of ViT-B-32 \(known: .*openai"):
         load_clip(Models(clip="ViT-B-32", clip_pretrained="nonsense"), "cpu")
-    with pytest.raises(RecipeError, match="neither a"):
-        load_clip(Models(clip="ViT-B-32", clip_pretrained="weights.pt"), "cpu")
+    (tmp_path / "weights.pt").write_bytes(b"pickle")
+    with pytest.raises(RecipeError, match=r"neither a \.safetensors file nor a tag"):
+        load_clip(Models(clip="ViT-B-32", clip_pretrained=str(tmp_path / "weights.pt")), "cpu")
+
+
+def test_clip_by_name_asks_open_clip_for_the_recipes_tag() -> None:
+    name, pretrained, *_ = find_clip(Models(clip="ViT-B-32", clip_pretrained="laion2b_e16"))
+    assert (name, pretrained) == ("ViT-B-32", "laion2b_e16")
 
 
 def test_clip_by_name_loads_a_safetensors_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,10 +345,10 @@ def test_clip_by_name_loads_a_safetensors_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
     open_clip.factory._MODEL_CONFIGS["small"] = small
     model = open_clip.CLIP(**small)
-    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "w.safetensors")
-    models = Models(clip="small", clip_pretrained=str(tmp_path / "w.safetensors"))
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "w.v2.safetensors")
+    models = Models(clip="small", clip_pretrained=str(tmp_path / "w.v2.safetensors"))
     clip = load_clip(models, "cpu")
     assert torch.equal(clip.model.ln_final.weight, model.ln_final.weight)
     assert torch.equal(clip.model.token_embedding.weight, model.token_embedding.weight)
     assert clip.tokenizer(["a boat"]).shape == (1, 77)
-    assert clip.sha256 == file_sha256(tmp_path / "w.safetensors")
+    assert clip.sha256 == file_sha256(tmp_path / "w.v2.safetensors")
