@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 def start_from(family: Path, work: Path) -> None:
     """Make ``family`` the step 0 of every part that has no checkpoint in ``work`` yet."""
     from safetensors.torch import load_file
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoTokenizer, GPT2LMHeadModel
 
     from ip2p.models.checkpoint import read_manifest
     from ip2p.postcards.family.autoencoder import new_autoencoder
@@ -92,6 +92,7 @@ def start_from(family: Path, work: Path) -> None:
     about = read_manifest(family / "text_to_image")["about"]
     (work / "continues.json").write_text(json.dumps(about, indent=1) + "\n")
     if not (work / "triplet_lm.pt").exists():
+        AutoTokenizer.from_pretrained(family / "triplet_lm").save_pretrained(work / "lm_tokenizer")
         save_start(work / "triplet_lm.pt", GPT2LMHeadModel.from_pretrained(family / "triplet_lm").float())
 
 
