@@ -14,6 +14,7 @@ from ip2p import __version__
 from ip2p.errors import Ip2pError
 
 COMMANDS = {
+    "edit": ("ip2p.editing.command", "edit a picture by an instruction"),
     "postcard": ("ip2p.postcards.command", "draw postcards and their exact edits"),
     "export": ("ip2p.dataset.export_command", "write a run as the original's tree, Hugging Face columns or WebDataset"),
     "import": ("ip2p.dataset.import_command", "read the original's tree or Hugging Face columns as a run"),

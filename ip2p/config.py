@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from ip2p.errors import RecipeError
 
+R = typing.TypeVar("R")
+
 EMBEDDED = "embedded"
 """Model id of the postcard family that ships inside the package."""
 
@@ -153,13 +155,21 @@ def load_recipe(name: str, overrides: typing.Sequence[str] = ()) -> Recipe:
     """
     if name not in RECIPES:
         raise RecipeError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
-    recipe = RECIPES[name]()
+    recipe = overridden(RECIPES[name](), overrides)
+    check_recipe(recipe)
+    return recipe
+
+
+def overridden(recipe: R, overrides: typing.Sequence[str]) -> R:
+    """``recipe`` (any frozen dataclass of one or two levels) with ``section.field=value`` applied in order.
+
+    Raises RecipeError for an unknown field (the message lists the known ones) or a value of another type.
+    """
     for override in overrides:
         path, equals, value = override.partition("=")
         if not equals:
             raise RecipeError(f"--set wants section.field=value, got {override!r}")
         recipe = _replaced(recipe, path.strip(), value.strip())
-    check_recipe(recipe)
     return recipe
 
 
@@ -174,7 +184,7 @@ def recipe_from_json(text: str) -> Recipe:
         raise RecipeError(f"recipe.json was written by another version: {error}") from error
 
 
-def known_fields(recipe: Recipe) -> list[str]:
+def known_fields(recipe: typing.Any) -> list[str]:
     """Every path that ``--set`` takes, as ``section.field``."""
     paths = []
     for top in dataclasses.fields(recipe):
@@ -186,14 +196,14 @@ def known_fields(recipe: Recipe) -> list[str]:
     return paths
 
 
-def _replaced(recipe: Recipe, path: str, text: str) -> Recipe:
+def _replaced(recipe: R, path: str, text: str) -> R:
     if path not in known_fields(recipe) or path == "name":
         raise RecipeError(f"unknown recipe field {path!r}; known: {', '.join(known_fields(recipe))}")
     section, _, name = path.rpartition(".")
+    whole: typing.Any = recipe
     owner: typing.Any = getattr(recipe, section) if section else recipe
     changed = dataclasses.replace(owner, **{name: _parsed(path, text, getattr(owner, name))})
-    whole: typing.Any = {section: changed}
-    return dataclasses.replace(recipe, **whole) if section else typing.cast(Recipe, changed)
+    return typing.cast(R, dataclasses.replace(whole, **{section: changed}) if section else changed)
 
 
 def _parsed(path: str, text: str, old: object) -> typing.Any:

@@ -7,6 +7,7 @@ Ip2pError
 ├── CheckpointError   weights are missing, cut short, altered or of the wrong shape
 ├── DatasetError      a dataset folder is incomplete or inconsistent
 ├── WriterError       a triplet writer (language model or HTTP endpoint) failed for good
+├── TrainingError     a training run cannot go on (its loss is no longer a number)
 ├── DeviceError       the accelerator failed; the process that used it must end
 └── JobError          a job cannot go on, or finished without some of its shards
 """
@@ -40,6 +41,10 @@ class DatasetError(Ip2pError):
 
 class WriterError(Ip2pError):
     """A triplet writer cannot go on (endpoint gone, key refused, budget spent)."""
+
+
+class TrainingError(Ip2pError):
+    """Training cannot go on; the message names the step and what to change. The last whole checkpoint is untouched."""
 
 
 class DeviceError(Ip2pError):

@@ -1,7 +1,8 @@
 """From a model id in a Recipe to loaded modules, at any size, by the classes of diffusers, transformers and open_clip.
 
 Whatever cannot be used is refused here with file, finding, expectation and remedy. Nothing is fetched for a folder,
-and nothing is trained or changed; the edit model's wider UNet is the business of ``ip2p.models.widening``.
+and nothing is trained or changed: widening a text-to-image UNet is the business of ``ip2p.models.widening``, and
+writing an edit model that of ``ip2p.models.export``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ if typing.TYPE_CHECKING:
 
 EMBEDDED_WEIGHTS = Path(__file__).resolve().parents[1] / "postcards" / "weights"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+EDIT_MODEL_FILE = "edit_model.json"
+"""Beside ``model_index.json``: what an edit model's folder says that no file of diffusers has a place for."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,23 @@ class TextToImage:
     tokenizer: typing.Any  # CLIPTokenizer
     scheduler_config: dict[str, typing.Any]
     sha256: dict[str, str]
+
+
+@dataclass(frozen=True)
+class EditModel:
+    """A text-to-image model whose UNet also sees the original image, frozen and in eval mode.
+
+    ``image_latent_scaled`` is how it was trained to see it: False (the original's, and Stable Diffusion 1.5's way) as
+    the mode of the VAE's posterior as it is, True as that mode times the VAE's scaling factor.
+    """
+
+    unet: typing.Any  # UNet2DConditionModel in the wanted dtype; in_channels = noisy latent, then image latent
+    vae: typing.Any  # AutoencoderKL, float32
+    text_encoder: typing.Any  # CLIPTextModel, float32
+    tokenizer: typing.Any  # CLIPTokenizer
+    scheduler_config: dict[str, typing.Any]
+    sha256: dict[str, str]
+    image_latent_scaled: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,7 +88,7 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 
 def embedded_folder(name: str) -> Path:
-    """The verified folder of a part of the shipped family: text_to_image, clip, triplet_lm or reader.
+    """The verified folder of a part of the shipped family: text_to_image, edit_model, clip, triplet_lm or reader.
 
     Raises CheckpointError where a file is absent or altered.
     """
@@ -84,28 +104,21 @@ def load_text_to_image(models: Models, device: str | torch.device = "auto") -> T
 
     Raises RecipeError where no folder is named, CheckpointError where it cannot be used.
     """
-    import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
-
     folder = _model_folder("text_to_image", models.text_to_image)
-    at = resolve_device(device) if isinstance(device, str) else device
-    dtype = getattr(torch, models.dtype)
-    stem = "diffusion_pytorch_model"
-    unet, unet_id = _load_module(UNet2DConditionModel, folder / "unet", stem, torch_dtype=dtype)
-    vae, vae_id = _load_module(AutoencoderKL, folder / "vae", stem, torch_dtype=torch.float32)
-    text_encoder, text_id = _load_module(CLIPTextModel, folder / "text_encoder", "model", dtype=torch.float32)
-    with _refusals(folder / "tokenizer"):
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    _check_widths(folder / "unet", unet, vae, text_encoder)
-    return TextToImage(
-        unet=unet.to(at),
-        vae=vae.to(at),
-        text_encoder=text_encoder.to(at),
-        tokenizer=tokenizer,
-        scheduler_config=read_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
-        sha256={"unet": unet_id, "vae": vae_id, "text_encoder": text_id},
-    )
+    return TextToImage(**_load_parts(folder, models.dtype, device, latents_in=1))
+
+
+def load_edit_model(
+    folder: str | Path = EMBEDDED, dtype: str = "float32", device: str | torch.device = "auto"
+) -> EditModel:
+    """Load ``embedded`` or a diffusers folder whose UNet takes the original image's latent beside the noisy one.
+
+    ``dtype`` (float32, bfloat16, float16) is the UNet's. Raises RecipeError where no folder is named, CheckpointError
+    where it cannot be used; a text-to-image model is refused with the way to train one.
+    """
+    found = _model_folder("edit_model", str(folder))
+    scaled = _image_latent_scaled(found / EDIT_MODEL_FILE)
+    return EditModel(**_load_parts(found, dtype, device, latents_in=2), image_latent_scaled=scaled)
 
 
 def load_clip(models: Models, device: str | torch.device = "auto") -> Clip:
@@ -150,14 +163,51 @@ def read_scheduler_config(path: Path) -> dict[str, typing.Any]:
 def _model_folder(field: str, name: str) -> Path:
     if name == EMBEDDED:
         return embedded_folder(field)
+    setting, option = (
+        ("--ckpt", "--ckpt DIR") if field == "edit_model" else (f"models.{field}", f"--set models.{field}=DIR")
+    )
     if not name:
-        raise RecipeError(f"models.{field} is empty; name a folder with its weights: `--set models.{field}=DIR`")
+        raise RecipeError(f"{setting} is empty; name a folder with its weights: `{option}`")
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: found a file, expected a folder in the layout of diffusers; `{option}`")
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; correct models.{field} (`--set models.{field}=DIR`)")
+        raise CheckpointError(f"{folder}: no such folder; correct {setting} (`{option}`)")
     if (folder / MANIFEST).is_file():
         verify_manifest(folder, remedy=FETCH_AGAIN)
     return folder
+
+
+def _load_parts(folder: Path, dtype: str, device: str | torch.device, latents_in: int) -> dict[str, typing.Any]:
+    """The fields of TextToImage; ``latents_in``: how many latents the UNet must take (the noisy one, the image's)."""
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    at = resolve_device(device) if isinstance(device, str) else device
+    stem = "diffusion_pytorch_model"
+    unet, unet_id = _load_module(UNet2DConditionModel, folder / "unet", stem, torch_dtype=getattr(torch, dtype))
+    vae, vae_id = _load_module(AutoencoderKL, folder / "vae", stem, torch_dtype=torch.float32)
+    text_encoder, text_id = _load_module(CLIPTextModel, folder / "text_encoder", "model", dtype=torch.float32)
+    with _refusals(folder / "tokenizer"):
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    _check_widths(folder / "unet", unet, vae, text_encoder, latents_in)
+    return {
+        "unet": unet.to(at),
+        "vae": vae.to(at),
+        "text_encoder": text_encoder.to(at),
+        "tokenizer": tokenizer,
+        "scheduler_config": read_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
+        "sha256": {"unet": unet_id, "vae": vae_id, "text_encoder": text_id},
+    }
+
+
+def _image_latent_scaled(path: Path) -> bool:
+    """False where there is no such file: folders of other makers follow the original."""
+    found = _read_json(path).get("image_latent_scaled") if path.is_file() else False
+    if not isinstance(found, bool):
+        raise CheckpointError(f"{path}: found image_latent_scaled {found!r}, expected true or false; correct the file")
+    return found
 
 
 def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype) -> tuple[typing.Any, str]:
@@ -184,14 +234,16 @@ def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype
     return model, weights_sha256(weights.files)
 
 
-def _check_widths(where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any) -> None:
+def _check_widths(where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any, latents_in: int) -> None:
     latent, text = vae.config.latent_channels, text_encoder.config.hidden_size
-    if unet.config.in_channels != latent:
-        hint = "an edit model; painting pairs needs the text-to-image model that it came from"
-        raise CheckpointError(
-            f"{where}: found in_channels {unet.config.in_channels}, expected {latent}"
-            + (f" (this is {hint})" if unet.config.in_channels == 2 * latent else "; use a UNet made for this VAE")
-        )
+    found, expected = unet.config.in_channels, latents_in * latent
+    if found != expected:
+        hints = {
+            2 * latent: " (this is an edit model; painting pairs needs the text-to-image model that it came from)",
+            latent: " (this is a text-to-image model; train first: `python jobs/train.py --help`)",
+        }
+        hint = hints.get(found, "; use a UNet made for this VAE")
+        raise CheckpointError(f"{where}: found in_channels {found}, expected {expected}{hint}")
     if unet.config.cross_attention_dim != text:
         raise CheckpointError(
             f"{where}: found cross_attention_dim {unet.config.cross_attention_dim}, expected {text} (the width of "

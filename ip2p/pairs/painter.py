@@ -18,6 +18,7 @@ import torch
 from ip2p.config import Recipe
 from ip2p.errors import DeviceError, RecipeError
 from ip2p.images import encode_image, to_uint8
+from ip2p.models.coding import decode_latents, pixels_per_latent, text_state, token_ids
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
 from ip2p.pairs.alignment import align_tokens
 from ip2p.pairs.candidates import draw_candidates
@@ -160,10 +161,7 @@ class PaintPairs:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents ``(n, C, h, w)`` to images ``(n, 3, H, W)`` float32 in [0, 1]; NaN and Inf stay what they are."""
-        vae = self.model.vae
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        images = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor + shift).sample.float() / 2 + 0.5
-        return images.clamp(0, 1).where(images.isfinite(), images)  # clamp alone makes white of Inf
+        return decode_latents(self.model.vae, latents)
 
     def _scored(self, candidate: Candidate, images: torch.Tensor, caption: str, edited_caption: str) -> Candidate:
         sims = self.similarity(images[:1], images[1:], caption, edited_caption)
@@ -183,13 +181,11 @@ class PaintPairs:
         return PairTexts(states, self.null_state, [align_tokens(ids, edited_ids, eos_id)])
 
     def _token_ids(self, text: str) -> list[int]:
-        window = self.model.text_encoder.config.max_position_embeddings
-        encoded = self.model.tokenizer(text, padding="max_length", max_length=window, truncation=True)
-        return list(encoded["input_ids"])
+        return token_ids(self.model.tokenizer, self.model.text_encoder, text)
 
     def _text_state(self, ids: list[int]) -> torch.Tensor:
         """``(T, D)`` float32: the last hidden states, after the final norm."""
-        return self.model.text_encoder(torch.tensor([ids], device=self.device)).last_hidden_state[0]
+        return text_state(self.model.text_encoder, ids)
 
     def _pairs(self, identity: tuple[str, str, str], painted: Painted) -> list[dict[str, typing.Any]]:
         pairs = []
@@ -224,7 +220,7 @@ def _for_candidates(texts: PairTexts, count: int) -> PairTexts:
 
 
 def _latent_shape(vae_config: typing.Any, resolution: int) -> tuple[int, int, int]:
-    factor = 2 ** (len(vae_config.block_out_channels) - 1)
+    factor = pixels_per_latent(vae_config)
     if resolution % factor:
         raise RecipeError(f"pairs.resolution {resolution} is not a multiple of {factor}, the VAE's pixels per latent")
     return (vae_config.latent_channels, resolution // factor, resolution // factor)

@@ -18,6 +18,7 @@ from ip2p.models.components import (
     embedded_folder,
     find_clip,
     load_clip,
+    load_edit_model,
     load_text_to_image,
     read_scheduler_config,
     resolve_device,
@@ -352,3 +353,52 @@ def test_clip_by_name_loads_a_safetensors_file(tmp_path: Path, monkeypatch: pyte
     assert torch.equal(clip.model.token_embedding.weight, model.token_embedding.weight)
     assert clip.tokenizer(["a boat"]).shape == (1, 77)
     assert clip.sha256 == file_sha256(tmp_path / "w.v2.safetensors")
+
+
+@pytest.fixture
+def own_edit(own: Path) -> Path:
+    """A private copy whose UNet takes the image's latent too."""
+    shutil.rmtree(own / "unet")
+    tiny_unet(in_channels=8).save_pretrained(own / "unet")
+    return own
+
+
+def test_edit_model_is_loaded_frozen_and_by_default_shows_images_unscaled(own_edit: Path) -> None:
+    model = load_edit_model(own_edit, "bfloat16", "cpu")
+    assert (model.unet.dtype, model.vae.dtype, model.text_encoder.dtype) == (
+        torch.bfloat16, torch.float32, torch.float32,
+    )  # fmt: skip
+    assert model.unet.config.in_channels == 8
+    assert not any(parameter.requires_grad for parameter in model.unet.parameters())
+    assert model.sha256["unet"] == file_sha256(own_edit / UNET)
+    assert model.image_latent_scaled is False
+
+
+def test_text_to_image_model_is_refused_as_an_edit_model_with_what_to_do(own: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"unet: found in_channels 4, expected 8 .*text-to-image model; train"):
+        load_edit_model(own, device="cpu")
+
+
+def test_unet_of_no_known_width_is_refused(own: Path) -> None:
+    shutil.rmtree(own / "unet")
+    tiny_unet(in_channels=9).save_pretrained(own / "unet")
+    with pytest.raises(CheckpointError, match="found in_channels 9, expected 8; use a UNet made for this VAE"):
+        load_edit_model(own, device="cpu")
+
+
+def test_edit_model_has_the_refusals_of_every_folder(own_edit: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nowhere: no such folder; correct --ckpt"):
+        load_edit_model(tmp_path / "nowhere", device="cpu")
+    with pytest.raises(RecipeError, match="--ckpt is empty"):
+        load_edit_model("", device="cpu")
+    (tmp_path / "model.ckpt").write_bytes(b"a file")
+    with pytest.raises(CheckpointError, match=r"model\.ckpt: found a file, expected a folder"):
+        load_edit_model(tmp_path / "model.ckpt", device="cpu")
+    rewrite(own_edit / UNET, "conv_in.bias", lambda bias: bias * float("nan"))
+    with pytest.raises(CheckpointError, match=rf"{UNET}: conv_in\.bias has 16 values that are NaN"):
+        load_edit_model(own_edit, device="cpu")
+
+
+def test_shipped_edit_model_that_is_not_there_is_refused_with_the_remedy(embedded: Path) -> None:
+    with pytest.raises(CheckpointError, match="edit_model: no such folder, expected the embedded weights; run `make w"):
+        load_edit_model(device="cpu")

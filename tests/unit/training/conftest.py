@@ -1,0 +1,141 @@
+"""Twelve kept pairs of 16-pixel pictures and the tiny family: real files, real classes, milliseconds a step."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_family import build_text_to_image, tiny_unet
+
+from ip2p.config import Models
+from ip2p.dataset.manifest import write_manifest
+from ip2p.dataset.run_folder import shard_name, write_shard
+from ip2p.dataset.tables import PROVENANCE, SIMILARITIES, image_cell
+from ip2p.images import encode_image
+from ip2p.models.components import TextToImage, load_text_to_image
+from ip2p.storage import LocalFolder
+from ip2p.training.encoding import PairEncoder
+from ip2p.training.loss import NoiseSchedule, noise_schedule
+from ip2p.training.pair_columns import PairColumns
+from ip2p.training.recipe import TrainingRecipe, load_training_recipe
+
+Record = dict[str, typing.Any]
+INSTRUCTIONS = ("make it night", "turn it into a drawing", "move it to the left")
+SPLIT_OF_PLACE = ("train", "train", "val", "train")
+
+
+def smooth_pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    """``(H, W, 3)`` uint8, different at every border, so that a flip or a crop shows."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    slopes = random.integers(2, 9, (2, 3))
+    return np.clip(rows[..., None] * slopes[0] + columns[..., None] * slopes[1] + seed % 40, 0, 255).astype(np.uint8)
+
+
+def make_pair(place: int, size: tuple[int, int] = (16, 16)) -> Record:
+    original, edited = (image_cell(encode_image(smooth_pixels(2 * place + k, size))) for k in range(2))
+    return {
+        "pair_id": f"pair{place:04d}", "prompt_id": f"prompt{place:04d}", "index": place, "rank": 0, "seed": place,
+        "original_image": original, "edited_image": edited, "caption": "a red boat on water",
+        "instruction": INSTRUCTIONS[place % 3], "edited_caption": "a red boat at night", "task": "sky", "url": "",
+        "p2p_threshold": 0.5, "guidance_scale": 4.0, "sampler": "euler_ancestral", "steps": 20, "p2p_mode": "cross",
+        **dict.fromkeys(SIMILARITIES, 0.5), "width": size[1], "height": size[0],
+        "split": SPLIT_OF_PLACE[place % 4], **dict.fromkeys(PROVENANCE, "abc"),
+    }  # fmt: skip
+
+
+def write_run(root: Path, places: typing.Iterable[int], per_shard: int = 4, size: tuple[int, int] = (16, 16)) -> str:
+    """A finished run of pairs (its ledger is empty: training never reads it); returns its uri."""
+    pairs = [make_pair(place, size) for place in places]
+    folder, files = LocalFolder(root), {}
+    for first in range(0, len(pairs), per_shard):
+        shard = pairs[first : first + per_shard]
+        files |= write_shard(folder, shard_name(first // per_shard, [row["prompt_id"] for row in shard]), [], shard)
+    write_manifest(folder, files)
+    return str(root)
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsync", lambda handle: None)
+
+
+@pytest.fixture(scope="session")
+def run_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Twelve pairs in three shards, nine of them of the train split; not to be written to."""
+    return write_run(tmp_path_factory.mktemp("runs") / "run", range(12))
+
+
+@pytest.fixture
+def build_run(tmp_path: Path) -> typing.Callable[..., str]:
+    def build(places: typing.Iterable[int], name: str = "built", **options: typing.Any) -> str:
+        return write_run(tmp_path / name, places, **options)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TextToImage:
+    folder = tmp_path_factory.mktemp("family") / "text_to_image"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        build_text_to_image(folder)
+    return load_text_to_image(Models(text_to_image=str(folder)), "cpu")
+
+
+@pytest.fixture(scope="session")
+def encoder(model: TextToImage) -> PairEncoder:
+    return PairEncoder(model.vae, model.text_encoder, model.tokenizer)
+
+
+@pytest.fixture(scope="session")
+def schedule(model: TextToImage) -> NoiseSchedule:
+    return noise_schedule(model.scheduler_config, model.vae.config)
+
+
+@pytest.fixture(scope="session")
+def new_unet() -> typing.Callable[..., typing.Any]:
+    return tiny_unet
+
+
+@pytest.fixture(scope="session")
+def recipe() -> TrainingRecipe:
+    settings = (
+        "steps=6", "global_batch=8", "micro_batch=4", "learning_rate=1e-4", "warmup=2", "resolution=16",
+        "checkpoint_every=2", "keep_checkpoints=2", "seed=7",
+    )  # fmt: skip
+    return load_training_recipe("postcard", settings)
+
+
+class RandomRows:
+    """A source of random columns, for what does not depend on where pairs come from."""
+
+    latent_shape = (4, 8, 8)
+
+    def __init__(self, pairs: int = 12, tokens: int = 5):
+        random = torch.Generator().manual_seed(5)
+        pictures = torch.randn((3, pairs, *self.latent_shape), generator=random)
+        self.columns = (pictures[0], pictures[1].abs() * 0.1, pictures[2])
+        self.states = torch.randn((pairs, tokens, 32), generator=random)
+        self.null_state = torch.randn((tokens, 32), generator=random)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def rows(self, indices: np.ndarray, flips: np.ndarray) -> PairColumns:
+        turned = torch.from_numpy(flips)[:, None, None, None]
+        pictures = (torch.where(turned, column[indices].flip(-1), column[indices]) for column in self.columns)
+        return PairColumns(*pictures, self.states[indices])
+
+
+@pytest.fixture(scope="session")
+def new_rows() -> type[RandomRows]:
+    return RandomRows
+
+
+@pytest.fixture
+def random_rows() -> RandomRows:
+    return RandomRows()
