@@ -96,6 +96,12 @@ def all_records(
             yield mode, sorted((r for future in futures for r in future.result()), key=lambda r: r["prompt"])
 
 
+def recorded(path: Path) -> Iterator[tuple[str, list[dict]]]:
+    """The records of each mode from ``postcard_pairs_candidates.json``."""
+    for mode, found in itertools.groupby(json.loads(path.read_text()), lambda record: record["mode"]):
+        yield mode, list(found)
+
+
 def filtered(found: list[dict], recipe: Recipe) -> list[dict]:
     """The records that the recipe's filter keeps, prompt by prompt."""
     kept = []
@@ -169,7 +175,9 @@ def figure(results: dict[str, dict], path: Path) -> None:
     left.set_xlabel("Prompt-to-Prompt mode")
     left.legend()
     for mode, result in results.items():
-        right.plot([pair[0] for pair in result["by_p"].values()], marker="o", label=f"{mode}, all")
+        (line,) = right.plot([pair[0] for pair in result["by_p"].values()], marker="o", label=f"{mode}, all")
+        kept = [pair[1] for pair in result["by_p"].values()]
+        right.plot(kept, marker="o", linestyle="--", color=line.get_color(), label=f"{mode}, kept")
     right.set_xticks(range(len(P_BINS) - 1), list(next(iter(results.values()))["by_p"]))
     right.set_xlabel("p (share of steps with shared attention)")
     right.legend()
@@ -185,12 +193,14 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], help="recipe overrides, as for jobs/datagen.py")
     parser.add_argument("--processes", type=int, default=2, help="that paint side by side (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("out/bench"))
+    parser.add_argument("--again", type=Path, metavar="FILE", help="judge the candidates of an earlier run, paint none")
     parser.add_argument("--calibrate", action="store_true", help="search thresholds on one half, report on the other")
     args = parser.parse_args()
     chosen, results, raw = examples(args.prompts), {}, []
     settings = {m: [*args.set, f"pairs.candidates={args.candidates}", f"pairs.p2p_mode={m}"] for m in args.modes}
     recipes = {mode: load_recipe("postcard", [*settings[mode], *KEEP_ALL]) for mode in args.modes}
-    for mode, found in all_records(args.modes, recipes, chosen, args.processes):
+    painted = recorded(args.again) if args.again else all_records(args.modes, recipes, chosen, args.processes)
+    for mode, found in painted:
         wanted = settings[mode]
         results[mode] = summarise(found, filtered(found, load_recipe("postcard", wanted)))
         raw += found

@@ -18,6 +18,7 @@ COMMANDS = {
     "postcard": ("ip2p.postcards.command", "draw postcards and their exact edits"),
     "export": ("ip2p.dataset.export_command", "write a run as the original's tree, Hugging Face columns or WebDataset"),
     "import": ("ip2p.dataset.import_command", "read the original's tree or Hugging Face columns as a run"),
+    "invert": ("ip2p.dataset.invert_command", "turn the pairs of a run around: each add gives a remove"),
     "verify": ("ip2p.dataset.verify_command", "check every file, row and picture of a run"),
 }
 
@@ -47,7 +48,7 @@ def _overview(arguments: list[str]) -> int:
         return 0
     lines = ["usage: ip2p COMMAND [options]      ip2p COMMAND --help", "", "commands:"]
     lines += [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "jobs on a cluster: python jobs/datagen.py --help, python jobs/pretrain.py --help"]
+    lines += ["", "jobs on a cluster: python jobs/datagen.py --help, also train.py and pretrain.py"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("\n".join(lines))
         return 0

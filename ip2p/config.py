@@ -128,10 +128,10 @@ def postcard() -> Recipe:
         name="postcard",
         triplets=Triplets(max_tokens=96, text_window=77),
         pairs=Pairs(
-            candidates=8, candidates_per_call=8, steps=20, p2p_mode="cross", guidance_min=3.0, guidance_max=6.0,
+            candidates=8, candidates_per_call=8, steps=12, p2p_mode="cross", guidance_min=2.0, guidance_max=4.0,
             resolution=64,
         ),
-        filter=Filter(min_original=0.8, min_edited=0.8, min_image=0.6, min_direction=0.88),
+        filter=Filter(min_original=0.9, min_edited=0.8, min_image=0.64, min_direction=0.88),
         output=Output(prompts_per_shard=4),
     )  # fmt: skip
 

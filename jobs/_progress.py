@@ -31,6 +31,7 @@ class Progress:
         self.as_json, self.silent, self.every_s = as_json, quiet and not as_json, every_s
         self.started = self.told = time.monotonic()
         self.counters: dict[str, typing.Any] = {}
+        self.placed = False
         self.ended = threading.Event()
         self.lock = threading.Lock()
         self.bar: typing.Any = None
@@ -58,6 +59,20 @@ class Progress:
                 self.bar.update(more)
             elif self.as_json or self._is_time() or self.skipped + self.done >= self.total:
                 self._write_line()
+
+    def at(self, place: int, **counters: typing.Any) -> None:
+        """Unit ``place`` is reached; what was done before the first call counts as an earlier run's.
+
+        A place before the last one is taken back: something is done again.
+        """
+        if not self.placed:
+            self.placed, self.skipped, self.started = True, place, time.monotonic()
+            if self.bar is not None:
+                self.bar.reset()
+                self.bar.initial = place
+                self.bar.update(place)
+        else:
+            self.tell(place - self.skipped - self.done, **counters)
 
     def say(self, text: str) -> None:
         """A remark between the lines; in JSON a line of its own. Kept back when quiet, but for errors."""

@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ip2p.config import Placement, Recipe
@@ -184,6 +184,16 @@ def _join(quiet: dict[str, typing.Any]) -> None:
         ) from error
 
 
+class Step(typing.NamedTuple):
+    """One stage as Ray Data is to run it: a class called with rows, in a pool of ``pool`` (min, max) actors."""
+
+    stage: type
+    args: tuple[typing.Any, ...]
+    pool: tuple[int, int]
+    cpus: float
+    gpus: float = 0.0
+
+
 def run_shards(
     shards: Sequence[Shard],
     recipe: Recipe,
@@ -198,65 +208,62 @@ def run_shards(
     where Ray itself cannot go on. A shard that failed in another way, or whose workers died WORKER_DEATHS times, is
     yielded as FailedShard, the latter at the end.
     """
+    writer, painter = stages
+    writing = (recipe, device_of(placement.lm_gpus))
+    painting = (recipe, device_of(placement.painter_gpus), placement.threads)
+    steps = [
+        Step(writer, writing, placement.lm_actors, placement.lm_cpus, placement.lm_gpus),
+        Step(painter, painting, placement.painter_actors, placement.painter_cpus, placement.painter_gpus),
+        Step(CommitShard, (output, recipe, run_id), (1, 4), 0.05),
+    ]
     for start in range(0, len(shards), WINDOW):
         window = shards[start : start + WINDOW]
-        yield from _outcomes(_pipeline(window, recipe, placement, output, run_id, stages), window)
+        for _, done in run_steps(steps, {shard.name: as_batch(shard.rows) for shard in window}):
+            yield done
 
 
-def _outcomes(dataset: typing.Any, shards: Sequence[Shard]) -> Iterator[ShardStats | FailedShard]:
-    """What comes out of ``_pipeline`` for ``shards``, then those that never came."""
+def run_steps(steps: Sequence[Step], work: Mapping[str, typing.Any]) -> Iterator[tuple[str, typing.Any]]:
+    """Each of ``work`` (by name) through all ``steps``; yields name and result as they come out, in any order.
+
+    Raises the Ip2pError of a worker, and JobError where Ray itself cannot go on. What failed in another way, or killed
+    its workers, comes out as a FailedShard.
+    """
     import ray
 
-    lost = {shard.name for shard in shards}
+    dataset = _pipeline(steps, [{"name": name, "payload": pack(content)} for name, content in work.items()])
+    lost = set(work)
     try:
         for row in dataset.iter_rows():
             lost.discard(row["name"])
             done = unpack(row["payload"])
             if isinstance(done, Ip2pError):
                 raise done
-            yield done
+            yield row["name"], done
     except ray.exceptions.RayError as error:
         cause = str(error).strip().splitlines()[-1]  # above it stand the workers' tracebacks
         raise JobError(
             f"Ray cannot go on: {type(error).__name__}: {cause}; run the same command again, or read Ray's logs"
         ) from error
     for name in sorted(lost):
-        yield FailedShard(name, f"its worker died {WORKER_DEATHS} times (out of memory, or killed)")
+        yield name, FailedShard(name, f"its worker died {WORKER_DEATHS} times (out of memory, or killed)")
 
 
-def _pipeline(
-    shards: Sequence[Shard],
-    recipe: Recipe,
-    placement: Placement,
-    output: str,
-    run_id: str,
-    stages: tuple[type, type],
-) -> typing.Any:
-    """The Ray Dataset whose rows are the shards that came out of the last stage."""
+def _pipeline(steps: Sequence[Step], rows: list[Row]) -> typing.Any:
+    """The Ray Dataset of what comes out of the last of ``steps``."""
     import ray
 
     context = ray.data.DataContext.get_current()
     _silence(context)
     context.max_errored_blocks = FAILURES_IN_A_ROW
-    rows = [{"name": shard.name, "payload": pack(as_batch(shard.rows))} for shard in shards]
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
-    del rows  # Ray holds them now
-    writer, painter = stages
     # Ray 2.60 has no other way to say it, yet warns at each use; requirements.lock pins that version.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
-    limits = {"max_task_retries": WORKER_DEATHS - 1}
-    dataset = dataset.map(
-        writer, fn_constructor_args=(recipe, _device(placement.lm_gpus)), compute=_pool(placement.lm_actors),
-        num_cpus=placement.lm_cpus, num_gpus=placement.lm_gpus or None, **limits,
-    )  # fmt: skip
-    dataset = dataset.map(
-        painter, fn_constructor_args=(recipe, _device(placement.painter_gpus), placement.threads),
-        compute=_pool(placement.painter_actors),
-        num_cpus=placement.painter_cpus, num_gpus=placement.painter_gpus or None, **limits,
-    )  # fmt: skip
-    return dataset.map(
-        CommitShard, fn_constructor_args=(output, recipe, run_id), compute=_pool((1, 4)), num_cpus=0.05, **limits
-    )
+    for step in steps:
+        dataset = dataset.map(
+            step.stage, fn_constructor_args=step.args, compute=_pool(step.pool), num_cpus=step.cpus,
+            num_gpus=step.gpus or None, max_task_retries=WORKER_DEATHS - 1,
+        )  # fmt: skip
+    return dataset
 
 
 def _silence(context: typing.Any) -> None:
@@ -269,7 +276,7 @@ def _silence(context: typing.Any) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _device(gpus: float) -> str:
+def device_of(gpus: float) -> str:
     """Where an actor with this share of GPUs computes. Ray does not hide the GPUs from actors that asked for none."""
     return "auto" if gpus else "cpu"
 

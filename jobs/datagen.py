@@ -40,8 +40,14 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--captions", default="", help=".jsonl .csv .parquet or .txt, local or s3:// (default: postcards' own grammar)")
     add("--triplets", default="", help="the same kinds of file, holding ready triplets (input/edit/output work too)")
     add("--prompts", type=int, default=None, help="use the first N captions (default: all; 24 without --captions)")
-    add("--painters", type=_range, default=None, metavar="MIN:MAX", help="painter actors (default 1:cores or 1:GPUs)")
-    add("--writers", type=_range, default=None, metavar="MIN:MAX", help="LM actors (default 1:1, on GPUs 1:GPUs)")
+    add(
+        "--painters",
+        type=size_range,
+        default=None,
+        metavar="MIN:MAX",
+        help="painter actors (default 1:cores, 1:GPUs)",
+    )
+    add("--writers", type=size_range, default=None, metavar="MIN:MAX", help="LM actors (default 1:1, on GPUs 1:GPUs)")
     add("--painter-gpus", type=float, default=None, help="GPUs a painter; fractions share one (default 0.8, 0 on CPU)")
     add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
     add("--retry-errors", action="store_true", help="work again on prompts that ended in an error")
@@ -50,7 +56,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _range(text: str) -> tuple[int, int]:
+def size_range(text: str) -> tuple[int, int]:
+    """``2`` or ``1:4`` from the command line."""
     low, _, high = text.partition(":")
     try:
         size = (int(low), int(high or low))

@@ -48,22 +48,25 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, pair: dict[str, ty
     font, small = ImageFont.load_default(11), ImageFont.load_default(9)
     for i, name in enumerate(("original_image", "edited_image")):
         with Image.open(io.BytesIO(pair[name]["bytes"])) as picture:
-            smooth = picture.width > THUMB
-            resampling = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
-            sheet.paste(picture.convert("RGB").resize((THUMB, THUMB), resampling), (x + 8 + i * (THUMB + 8), y + 8))
+            sheet.paste(thumbnail(picture.convert("RGB"), THUMB), (x + 8 + i * (THUMB + 8), y + 8))
     top = y + THUMB + 12
-    draw.text((x + 8, top), _fitted(pair["instruction"], font), fill="black", font=font)
-    draw.text((x + 8, top + 15), _fitted(pair["caption"], small), fill="#555555", font=small)
+    draw.text((x + 8, top), fitted_text(pair["instruction"], font), fill="black", font=font)
+    draw.text((x + 8, top + 15), fitted_text(pair["caption"], small), fill="#555555", font=small)
     scores = (
         f"direction {pair['sim_direction']:.2f}  image {pair['sim_image']:.2f}  texts {pair['sim_original']:.2f} "
         f"{pair['sim_edited']:.2f}  p {pair['p2p_threshold']:.2f}"
     )
-    draw.text((x + 8, top + 28), _fitted(scores, small), fill="#555555", font=small)
+    draw.text((x + 8, top + 28), fitted_text(scores, small), fill="#555555", font=small)
 
 
-def _fitted(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """``text`` cut to a cell's width, with an ellipsis where something is missing."""
-    room = CELL[0] - 16
+def thumbnail(picture: Image.Image, side: int) -> Image.Image:
+    """``picture`` as a square of ``side`` pixels; small ones keep their pixels, enlarged."""
+    smooth = picture.width > side
+    return picture.resize((side, side), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+
+
+def fitted_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float = CELL[0] - 16) -> str:
+    """``text`` cut to ``room`` pixels, with an ellipsis where something is missing."""
     if font.getlength(text) <= room:
         return text
     while text and font.getlength(text + "…") > room:

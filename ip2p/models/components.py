@@ -104,8 +104,8 @@ def load_text_to_image(models: Models, device: str | torch.device = "auto") -> T
 
     Raises RecipeError where no folder is named, CheckpointError where it cannot be used.
     """
-    folder = _model_folder("text_to_image", models.text_to_image)
-    return TextToImage(**_load_parts(folder, models.dtype, device, latents_in=1))
+    folder = model_folder("text_to_image", models.text_to_image)
+    return TextToImage(**_load_parts(folder, models.dtype, device, (1,)))
 
 
 def load_edit_model(
@@ -116,9 +116,19 @@ def load_edit_model(
     ``dtype`` (float32, bfloat16, float16) is the UNet's. Raises RecipeError where no folder is named, CheckpointError
     where it cannot be used; a text-to-image model is refused with the way to train one.
     """
-    found = _model_folder("edit_model", str(folder))
+    found = model_folder("edit_model", str(folder))
     scaled = _image_latent_scaled(found / EDIT_MODEL_FILE)
-    return EditModel(**_load_parts(found, dtype, device, latents_in=2), image_latent_scaled=scaled)
+    return EditModel(**_load_parts(found, dtype, device, (2,)), image_latent_scaled=scaled)
+
+
+def load_base(folder: str | Path = EMBEDDED, device: str | torch.device = "auto") -> EditModel:
+    """Load what training begins with, in float32: a text-to-image model, or an edit model to be trained further.
+
+    The UNet keeps its width (``ip2p.models.widening`` makes it wider). Raises like ``load_edit_model``.
+    """
+    found = model_folder("text_to_image", str(folder), setting="base")
+    scaled = _image_latent_scaled(found / EDIT_MODEL_FILE)
+    return EditModel(**_load_parts(found, "float32", device, (1, 2)), image_latent_scaled=scaled)
 
 
 def load_clip(models: Models, device: str | torch.device = "auto") -> Clip:
@@ -145,7 +155,7 @@ def find_clip(models: Models) -> tuple[str, str | None, Path, str]:
     """
     if models.clip and models.clip != EMBEDDED and not Path(models.clip).expanduser().is_dir():
         return _named_clip(models)
-    folder = _model_folder("clip", models.clip)
+    folder = model_folder("clip", models.clip)
     return f"local-dir:{folder}", None, folder, weights_sha256(_clip_weights(folder).files)
 
 
@@ -160,12 +170,16 @@ def read_scheduler_config(path: Path) -> dict[str, typing.Any]:
     return config
 
 
-def _model_folder(field: str, name: str) -> Path:
+def model_folder(field: str, name: str, setting: str = "") -> Path:
+    """The folder of a model that a recipe or flag names: its own path, or that of the embedded ``field``.
+
+    ``setting`` is the word for it in messages (default ``models.field``). Raises RecipeError where none is named,
+    CheckpointError where there is no such folder or its manifest says otherwise.
+    """
     if name == EMBEDDED:
         return embedded_folder(field)
-    setting, option = (
-        ("--ckpt", "--ckpt DIR") if field == "edit_model" else (f"models.{field}", f"--set models.{field}=DIR")
-    )
+    setting = setting or ("--ckpt" if field == "edit_model" else f"models.{field}")
+    option = f"{setting} DIR" if setting.startswith("--") else f"--set {setting}=DIR"
     if not name:
         raise RecipeError(f"{setting} is empty; name a folder with its weights: `{option}`")
     folder = Path(name).expanduser()
@@ -178,8 +192,10 @@ def _model_folder(field: str, name: str) -> Path:
     return folder
 
 
-def _load_parts(folder: Path, dtype: str, device: str | torch.device, latents_in: int) -> dict[str, typing.Any]:
-    """The fields of TextToImage; ``latents_in``: how many latents the UNet must take (the noisy one, the image's)."""
+def _load_parts(
+    folder: Path, dtype: str, device: str | torch.device, latents_in: tuple[int, ...]
+) -> dict[str, typing.Any]:
+    """The fields of TextToImage; ``latents_in``: how many latents the UNet may take (the noisy one, the image's)."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -234,10 +250,12 @@ def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype
     return model, weights_sha256(weights.files)
 
 
-def _check_widths(where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any, latents_in: int) -> None:
+def _check_widths(
+    where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any, latents_in: tuple[int, ...]
+) -> None:
     latent, text = vae.config.latent_channels, text_encoder.config.hidden_size
-    found, expected = unet.config.in_channels, latents_in * latent
-    if found != expected:
+    found, expected = unet.config.in_channels, " or ".join(str(count * latent) for count in latents_in)
+    if found not in [count * latent for count in latents_in]:
         hints = {
             2 * latent: " (this is an edit model; painting pairs needs the text-to-image model that it came from)",
             latent: " (this is a text-to-image model; train first: `python jobs/train.py --help`)",

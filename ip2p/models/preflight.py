@@ -10,8 +10,7 @@ from pathlib import Path
 from ip2p.config import Recipe
 from ip2p.errors import CheckpointError
 from ip2p.models.checkpoint import check_safetensors, find_weights, weights_sha256
-from ip2p.models.components import find_clip, read_scheduler_config
-from ip2p.triplets.language_model import model_folder
+from ip2p.models.components import find_clip, model_folder, read_scheduler_config
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -22,12 +21,21 @@ def check_model_files(recipe: Recipe) -> dict[str, str]:
     Raises RecipeError where a model is not named, CheckpointError where its files cannot be used.
     """
     models = recipe.models
-    folder = model_folder(models.text_to_image, "text_to_image")
+    ids = _component_ids(model_folder("text_to_image", models.text_to_image))
+    if recipe.triplets.writer == "lm":
+        ids["triplet_lm"] = _folder_id(model_folder("triplet_lm", models.triplet_lm))
+    *_, ids["clip"] = find_clip(models)
+    return ids
+
+
+def check_base(base: str) -> dict[str, str]:
+    """The same of the model that a training begins with: a folder, or ``embedded``."""
+    return _component_ids(model_folder("text_to_image", base, setting="base"))
+
+
+def _component_ids(folder: Path) -> dict[str, str]:
     ids = {part: weights_sha256(find_weights(folder / part, stem).files) for part, stem in COMPONENTS.items()}
     read_scheduler_config(folder / "scheduler" / "scheduler_config.json")
-    if recipe.triplets.writer == "lm":
-        ids["triplet_lm"] = _folder_id(model_folder(models.triplet_lm, "triplet_lm"))
-    *_, ids["clip"] = find_clip(models)
     return ids
 
 

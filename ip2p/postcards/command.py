@@ -10,15 +10,19 @@ HELP = """Draw a postcard, a sheet of them, or edits with their exact answers.
   ip2p postcard --seed 7 --output card.png
   ip2p postcard --seed 0 --sheet 48 --output sheet.png
   ip2p postcard --seed 0 --edits 12 --output edits.png
+  ip2p postcard --seed 0 --triplets 5000 --output triplets.jsonl     # for jobs/datagen.py --triplets and ip2p invert
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which postcard; the first of a sheet (default 0)")
-    parser.add_argument("--output", type=Path, required=True, help="PNG file to write")
+    parser.add_argument("--output", type=Path, required=True, help="PNG (or .jsonl) file to write")
     parser.add_argument("--size", type=int, default=None, help="pixels a side (default 512; on sheets 96)")
     parser.add_argument("--sheet", type=int, default=0, metavar="N", help="draw N postcards on one sheet")
     parser.add_argument("--edits", type=int, default=0, metavar="N", help="draw N postcards beside their edits")
+    parser.add_argument(
+        "--triplets", type=int, default=0, metavar="N", help="write N edits in words and the way back of each (.jsonl)"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not print the captions")
 
 
@@ -28,14 +32,33 @@ def run(args: argparse.Namespace) -> int:
 
     if args.size is not None and not 16 <= args.size <= 2048:
         raise InputError(f"--size must be 16 to 2048 pixels, got {args.size}")
-    if args.sheet < 0 or args.edits < 0 or (args.sheet and args.edits):
-        raise InputError("--sheet and --edits take a positive number, and only one of them may be given")
+    wanted = (args.sheet, args.edits, args.triplets)
+    if min(wanted) < 0 or sum(number > 0 for number in wanted) > 1:
+        raise InputError("--sheet, --edits and --triplets take a positive number, and only one of them may be given")
+    if args.triplets:
+        LocalFolder(args.output.parent).write(args.output.name, _triplets(args.triplets, args.seed))
+        return 0
     size = args.size or (96 if args.sheet or args.edits else 512)
     pictures, lines = _drawn(args.seed, size, args.sheet, args.edits)
     LocalFolder(args.output.parent).write(args.output.name, _tiled(pictures, 2 if args.edits else 8))
     if not args.quiet:
         print("\n".join(lines))
     return 0
+
+
+def _triplets(count: int, seed: int) -> bytes:
+    """A line for each edit, then one for each way back: ``ip2p invert`` finds them by their captions."""
+    import json
+
+    from ip2p.postcards.triplets import postcard_triplets
+
+    there, back = [], []
+    for example, words_back in postcard_triplets(count, seed):
+        names = ("caption", "instruction", "edited_caption")
+        there.append(dict(zip(names, (example.caption, example.instruction, example.edited_caption), strict=True)))
+        there[-1]["task"] = example.task
+        back.append(dict(zip(names, (example.edited_caption, words_back, example.caption), strict=True)))
+    return "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
 
 
 def _drawn(seed: int, size: int, sheet: int, edits: int):  # type: ignore[no-untyped-def]

@@ -81,6 +81,7 @@ _SEASON_EDITS: dict[str, tuple[str, ...]] = {
     "snow": ("make it winter", "change the season to winter", "as if it were winter"),
     "leaves": ("make it autumn", "change the season to autumn", "as if it were autumn"),
 }
+SEASONS = tuple(_SEASON_EDITS)
 _STYLE_EDITS: dict[str, tuple[str, ...]] = {
     "photo": ("make it a photo", "turn it into a photograph", "as a real photo"),
     "pencil": ("make it a pencil sketch", "turn it into a pencil drawing", "as a pencil sketch"),

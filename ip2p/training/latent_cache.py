@@ -139,6 +139,11 @@ def finish_cache(
     folder.write(MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
+def is_finished(folder: Folder, identity: CacheIdentity) -> bool:
+    """Whether ``folder`` holds the whole cache of ``identity``. Raises DatasetError where it holds something else."""
+    return folder.exists(MANIFEST) and not _differences(_read_manifest(folder), identity)
+
+
 def make_cache(
     folder: Folder,
     identity: CacheIdentity,
@@ -151,9 +156,9 @@ def make_cache(
     A finished cache of another identity makes way for the new one. Raises DatasetError for a folder that holds
     something else, a run for example.
     """
-    former = _read_manifest(folder) if folder.exists(MANIFEST) else None
-    if former and not _differences(former, identity):
+    if is_finished(folder, identity):
         return
+    former = _read_manifest(folder) if folder.exists(MANIFEST) else None
     files: dict[str, FileEntry] = {}
     for split, shards in splits.items():
         for number, part in enumerate(plan_parts(shards, pairs_per_part)):

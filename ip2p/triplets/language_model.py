@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ip2p.config import EMBEDDED, Triplets
-from ip2p.errors import CheckpointError, RecipeError
+from ip2p.config import Triplets
+from ip2p.errors import CheckpointError
+from ip2p.models.components import model_folder
 from ip2p.seeds import derive_seed
 from ip2p.triplets.format import DELIMITER_1, STOP, until_stop
 
@@ -35,7 +36,7 @@ class LanguageModelWriter:
 
         self.triplets, self.seed = triplets, seed
         self.device = resolve_device(device)
-        self.folder = model_folder(folder, "triplet_lm")
+        self.folder = model_folder("triplet_lm", folder)
         self.model, self.tokenizer = _load(self.folder, self.device)
         self.ends = _end_tokens(self.model, self.tokenizer)
         self.context: int = getattr(self.model.config, "max_position_embeddings", None) or 2**31
@@ -142,24 +143,6 @@ def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     wanted = ordered.cumsum(dim=-1) - ordered < top_p
     wanted[:, 0] = True  # top_p 0 still leaves the likeliest
     return torch.zeros_like(wanted).scatter(-1, places, wanted)
-
-
-def model_folder(model_id: str, component: str) -> Path:
-    """The folder of a model that a recipe names: its own path, or that of the embedded ``component``.
-
-    Raises RecipeError when the recipe names none, CheckpointError when the folder does not exist.
-    """
-    field = f"models.{component}"
-    if not model_id:
-        raise RecipeError(f"{field} is empty; name a folder with --set {field}=DIR")
-    if model_id == EMBEDDED:
-        from ip2p.models.components import embedded_folder
-
-        return Path(embedded_folder(component))
-    folder = Path(model_id).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder; set {field} to a folder with the model's files")
-    return folder
 
 
 def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:

@@ -156,9 +156,9 @@ def _writer_of(recipe: Recipe, device: str) -> Writer:
 
 
 def _text_window(recipe: Recipe) -> Window:
-    from ip2p.triplets.language_model import model_folder
+    from ip2p.models.components import model_folder
 
-    return clip_window(model_folder(recipe.models.text_to_image, "text_to_image") / "tokenizer")
+    return clip_window(model_folder("text_to_image", recipe.models.text_to_image) / "tokenizer")
 
 
 def clip_window(folder: Path) -> Window:

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from ip2p.config import Triplets
 from ip2p.errors import CheckpointError, RecipeError
 from ip2p.models.checkpoint import write_manifest
+from ip2p.models.components import model_folder
 from ip2p.triplets.format import STOP, completion_of, prompt_of
-from ip2p.triplets.language_model import LanguageModelWriter, left_padded, model_folder, next_tokens
+from ip2p.triplets.language_model import LanguageModelWriter, left_padded, next_tokens
 
 PROMPTS = ["a cat", "a much longer caption of a boat on a lake", "x", "a dog in the snow"]
 IDENTITIES = [(f"id{i}", 0) for i in range(len(PROMPTS))]
@@ -203,20 +204,20 @@ def test_a_tokenizer_that_cannot_spell_the_format_is_refused(random_lm, tmp_path
 def test_the_embedded_model_is_verified_before_it_is_used(random_lm, tmp_path, monkeypatch):
     monkeypatch.setattr("ip2p.models.components.EMBEDDED_WEIGHTS", tmp_path)
     with pytest.raises(CheckpointError, match="triplet_lm"):
-        model_folder("embedded", "triplet_lm")
+        model_folder("triplet_lm", "embedded")
     write_manifest(copy_of(random_lm, tmp_path / "triplet_lm"))
-    assert model_folder("embedded", "triplet_lm") == tmp_path / "triplet_lm"
+    assert model_folder("triplet_lm", "embedded") == tmp_path / "triplet_lm"
     write_manifest(copy_of(random_lm, tmp_path / "text_to_image"))
     data = bytearray((tmp_path / "text_to_image" / "model.safetensors").read_bytes())
     data[-1] ^= 1
     (tmp_path / "text_to_image" / "model.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        model_folder("embedded", "text_to_image")
+        model_folder("text_to_image", "embedded")
 
 
 def test_no_folder_or_a_wrong_one_is_refused_with_the_field(tmp_path):
     with pytest.raises(RecipeError, match=r"--set models\.triplet_lm=DIR"):
-        model_folder("", "triplet_lm")
-    with pytest.raises(CheckpointError, match=r"no such folder; set models\.triplet_lm"):
-        model_folder(str(tmp_path / "none"), "triplet_lm")
-    assert model_folder(str(tmp_path), "triplet_lm") == tmp_path
+        model_folder("triplet_lm", "")
+    with pytest.raises(CheckpointError, match=r"no such folder; correct models\.triplet_lm"):
+        model_folder("triplet_lm", str(tmp_path / "none"))
+    assert model_folder("triplet_lm", str(tmp_path)) == tmp_path

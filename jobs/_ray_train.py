@@ -1,0 +1,357 @@
+"""The only file that knows Ray Train's names: from a recipe and a folder to a group of workers that train.
+
+Everything that a worker needs is in a ``Work``, plain data. What it has to tell goes to the driver through a ``Board``,
+an actor without a CPU share: the driver shows progress and feeds trackers, workers compute. Checkpoints are
+``ip2p.training``'s own, in the run's folder, and Ray Train is told of none: whoever is started anew looks there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ip2p.errors import InputError, Ip2pError, JobError, TrainingError
+from ip2p.storage import open_folder
+from jobs._ray import Columns, FailedShard, Row, Step, device_of, loaded, on_shard, pack, run_steps, unpack
+
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+    from ip2p.models.components import EditModel
+    from ip2p.training.latent_cache import CacheIdentity
+    from ip2p.training.loss import NoiseSchedule
+    from ip2p.training.pair_columns import PairSource
+    from ip2p.training.pair_index import ShardRows
+    from ip2p.training.recipe import TrainingRecipe
+    from ip2p.training.state import TrainingState
+
+CACHE_PARTS_AT_ONCE = 4096
+RETRIES = 4  # restarts of the group of workers before a run is given up
+LISTEN_EVERY_S = 0.5
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all workers of a run are given."""
+
+    recipe: TrainingRecipe
+    output: str  # uri of the run's folder
+    splits: dict[str, list[ShardRows]]  # train, and val where there are held-out pairs
+    about: dict[str, str]  # ids of the base and the pairs
+    cache: str = ""  # uri of the latent cache; empty: pictures are encoded at each use
+    identity: CacheIdentity | None = None
+    gradient_checkpointing: bool = False
+    report_every: int = 50
+    look_every: int = 0  # steps between looks at held-out pairs; 0: never
+    threads: int = 1  # of a CPU worker
+
+
+@dataclass(frozen=True)
+class Team:
+    """How many train, and on what. Decides nothing but the speed."""
+
+    workers: tuple[int, int]
+    gpus: float
+    cpus: float
+
+
+# ---- the latent cache, by Ray Data
+
+
+class EncodePart:
+    """``ip2p.training.latent_cache.make_part`` on packed lists of shards."""
+
+    def __init__(self, base: str, cache: str, identity: CacheIdentity, device: str):
+        from ip2p.models.components import load_base
+        from ip2p.training.encoding import PairEncoder
+
+        def load() -> PairEncoder:
+            import torch
+
+            torch.set_num_threads(1)  # as many actors as cores
+            model = load_base(base, device)
+            return PairEncoder(model.vae, model.text_encoder, model.tokenizer)
+
+        self.encoder, self.folder, self.identity = loaded(load), open_folder(cache), identity
+
+    def __call__(self, row: Row) -> Row:
+        return on_shard(row, self.encode)
+
+    def encode(self, part: Columns) -> dict[str, typing.Any]:
+        from ip2p.training.latent_cache import make_part
+
+        return make_part(
+            self.folder, self.identity, part["split"], part["number"], part["shards"], self.encoder()
+        )  # fmt: skip
+
+
+def encode_parts(
+    work: Work, parts: dict[str, Columns], team: Team, told: Callable[[str], None]
+) -> dict[str, typing.Any]:
+    """Make the ``parts`` of the latent cache on the cluster; returns the manifest's entries of all their files."""
+    assert work.identity is not None
+    arguments = (work.recipe.base, work.cache, work.identity, device_of(team.gpus))
+    step = Step(EncodePart, arguments, (1, team.workers[1]), min(team.cpus, 0.9), team.gpus)
+    files: dict[str, typing.Any] = {}
+    names = list(parts)
+    for first in range(0, len(names), CACHE_PARTS_AT_ONCE):
+        window = {name: parts[name] for name in names[first : first + CACHE_PARTS_AT_ONCE]}
+        for name, done in run_steps([step], window):
+            if isinstance(done, FailedShard):
+                raise JobError(f"part {name} of the latent cache: {done.why}; run the same command again to go on")
+            files |= done
+            told(name)
+    return files
+
+
+# ---- what a worker does
+
+
+def worker_loop(settings: dict[str, typing.Any]) -> None:
+    """Ray Train's loop per worker. An error that the user can mend is told, then raised so that all workers stop."""
+    import ray
+    import torch
+
+    board, work = settings["board"], unpack(settings["work"])
+    if ray.get(board.failure.remote()) is not None:
+        return  # the run has ended; Ray only does not know yet that trying again is of no use
+    try:
+        _train(work, board)
+    except torch.OutOfMemoryError as error:
+        said = TrainingError(
+            f"the device's memory is full with micro_batch={work.recipe.micro_batch}; "
+            f"`--set micro_batch={max(1, work.recipe.micro_batch // 2)}` or --gradient-checkpointing"
+        )
+        ray.get(board.fail.remote(pack(said)))
+        raise said from error
+    except Ip2pError as error:
+        ray.get(board.fail.remote(pack(error)))
+        raise
+
+
+def _train(work: Work, board: typing.Any) -> None:
+    import torch
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from ip2p.training.averaging import mean_over_workers
+    from ip2p.training.loop import train
+    from ip2p.training.loss import noise_schedule
+
+    context = get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(work.threads)
+    base, state = begin(work, device, told=lambda text: board.tell.remote("note", text) if rank == 0 else None)
+    schedule = noise_schedule(base.scheduler_config, base.vae.config, base.image_latent_scaled).to(device)
+    if rank == 0:
+        board.tell.remote("begun", {"step": state.step, "workers": world})
+    look = look_at_held_out(work, base, state, schedule) if rank == 0 else None
+
+    def report(told: dict[str, typing.Any]) -> None:
+        told = over_workers(told, world)
+        if look is not None and (told["step"] % work.look_every == 0 or told["step"] == work.recipe.steps):
+            told |= look(told["step"])
+        if rank == 0:
+            board.tell.remote("metrics", told)
+
+    train(
+        state, source_of(work, base, device, "train"), schedule, checkpoints=open_folder(f"{work.output}/checkpoints"),
+        about=work.about, report=report, report_every=work.report_every,
+        average=mean_over_workers if world > 1 else None, rank=rank, world=world,
+    )  # fmt: skip
+
+
+def begin(
+    work: Work, device: typing.Any, told: Callable[[str], typing.Any] = lambda text: None
+) -> tuple[EditModel, TrainingState]:
+    """Base and state on ``device``, at the newest whole checkpoint; ``told`` hears of damaged ones."""
+    from ip2p.models.components import load_base
+    from ip2p.training.checkpoints import latest_whole
+    from ip2p.training.state import restore, start_training
+
+    base = load_base(work.recipe.base, device)
+    state = start_training(base.unet, work.recipe, work.gradient_checkpointing)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = latest_whole(open_folder(f"{work.output}/checkpoints"))
+    for warning in caught:
+        if issubclass(warning.category, RuntimeWarning):
+            told(f"warning: {warning.message}")
+    if found is not None:
+        restore(state, found, work.about)
+    return base, state
+
+
+def source_of(work: Work, base: EditModel, device: typing.Any, split: str) -> PairSource:
+    """The pairs of ``split``, from the cache where there is one."""
+    from ip2p.training.encoding import PairEncoder
+    from ip2p.training.latent_cache import CachedRows
+    from ip2p.training.pair_columns import PictureRows
+
+    if work.cache:
+        assert work.identity is not None
+        return CachedRows(open_folder(work.cache), work.identity, split, device)
+    encoder = PairEncoder(base.vae, base.text_encoder, base.tokenizer)
+    return PictureRows(work.splits[split], encoder, work.recipe.resolution)
+
+
+def over_workers(told: dict[str, typing.Any], world: int) -> dict[str, typing.Any]:
+    """``told`` with its losses averaged over all workers, each of which saw its own share of the batch."""
+    if world == 1:
+        return told
+    import numpy as np
+    import torch.distributed as dist
+
+    everyone: list[typing.Any] = [None] * world
+    dist.all_gather_object(everyone, (told["loss"], told["loss_by_band"]))
+    bands = np.array([bands for _, bands in everyone], dtype=float)
+    seen = ~np.isnan(bands)
+    means = np.where(seen.any(0), np.where(seen, bands, 0).sum(0) / np.maximum(seen.sum(0), 1), np.nan)
+    return {**told, "loss": float(np.mean([loss for loss, _ in everyone])), "loss_by_band": means.tolist()}
+
+
+def look_at_held_out(
+    work: Work, base: EditModel, state: TrainingState, schedule: NoiseSchedule
+) -> Callable[[int], dict[str, typing.Any]] | None:
+    """A function of the step that measures and draws what the averaged weights do on held-out pairs, if any."""
+    if not work.look_every or not work.splits.get("val"):
+        return None
+    from ip2p.training.edit_grid import draw_grid, grid_pairs
+    from ip2p.training.held_out import held_out_losses
+
+    device = next(iter(state.parameters.values())).device
+    source = source_of(work, base, device, "val")
+    pairs = grid_pairs(work.splits["val"])
+    folder = open_folder(work.output)
+
+    def look(step: int) -> dict[str, typing.Any]:
+        with state.ema.in_place_of(state.parameters):
+            state.unet.eval()
+            losses: np.ndarray = held_out_losses(
+                state.unet, source, schedule, limit=256, precision=work.recipe.precision
+            )
+            model = dataclasses.replace(base, unet=state.unet)
+            grid = draw_grid(model, pairs, work.recipe.resolution)
+            state.unet.train()
+        name = f"grids/step-{step:08d}.png"
+        folder.write(name, grid)
+        return {"held_out_loss": float(losses.mean()), "held_out_by_band": losses.mean(axis=0).tolist(), "grid": name}
+
+    return look
+
+
+# ---- the driver's side
+
+
+class Board:
+    """Where workers leave what the driver should know. Runs as an actor on the driver's node."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, typing.Any]] = []
+        self.error: bytes | None = None
+
+    def tell(self, kind: str, content: typing.Any) -> None:
+        self.told.append((kind, content))
+
+    def fail(self, error: bytes) -> None:
+        self.error = self.error or error
+
+    def failure(self) -> bytes | None:
+        return self.error
+
+    def take(self) -> list[tuple[str, typing.Any]]:
+        taken, self.told = self.told, []
+        return taken
+
+
+def train_on_cluster(work: Work, team: Team, run_name: str, heard: Callable[[str, typing.Any], None]) -> None:
+    """Train to the recipe's last step; ``heard`` gets what workers tell (begun, metrics, note), in the calling thread.
+
+    A worker that dies costs the steps since the last checkpoint: the group is started anew, up to RETRIES times, with
+    as many workers as there is room for. Raises the Ip2pError of a worker, or JobError.
+    """
+    import ray
+
+    _quiet()
+    board: typing.Any = ray.remote(Board).options(num_cpus=0).remote()
+    ended: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            _trainer(work, team, run_name, board).fit()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(LISTEN_EVERY_S)
+        for kind, content in ray.get(board.take.remote()):
+            heard(kind, content)
+    failure = ray.get(board.failure.remote())
+    if failure is not None:
+        raise unpack(failure)
+    if ended[0] is not None:
+        cause = str(ended[0]).strip().splitlines()[-1]
+        raise JobError(
+            f"training stopped {RETRIES + 1} times, the last time by: {cause}; the last checkpoint is whole, "
+            "run the same command again to go on from it"
+        ) from ended[0]
+
+
+def _trainer(work: Work, team: Team, run_name: str, board: typing.Any) -> typing.Any:
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Ray's annotations are still those of its first trainer.
+    api: typing.Any = ray.train
+
+    low, high = team.workers
+    resources = {"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})}
+    return TorchTrainer(
+        worker_loop,
+        train_loop_config={"work": pack(work), "board": board},
+        scaling_config=api.ScalingConfig(
+            num_workers=high if low == high else (low, high), use_gpu=bool(team.gpus), resources_per_worker=resources
+        ),
+        run_config=api.RunConfig(
+            name=run_name,  # never that of an earlier start: Ray Train would take up what it knows of that
+            storage_path=f"{work.output}/ray",
+            failure_config=api.FailureConfig(max_failures=RETRIES),
+            logging_config=api.LoggingConfig(log_level="ERROR"),
+        ),
+        torch_config=TorchConfig(backend="nccl" if team.gpus else "gloo"),
+    )
+
+
+def _quiet() -> None:
+    for name in ("ray.train", "ray.train.v2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def team_of(workers: tuple[int, int] | None, gpus_each: float | None) -> Team:
+    """A worker a GPU where the cluster has any; else one worker with the CPUs that are left."""
+    import ray
+
+    resources = ray.cluster_resources()
+    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    if gpus_each and not gpus:
+        raise InputError("--gpus-per-worker asks for GPUs, but this cluster has none; leave it out")
+    share = 1.0 if gpus_each is None and gpus else gpus_each or 0.0
+    chosen = workers or ((gpus, gpus) if share else (1, 1))
+    return Team(chosen, share, 1.0 if share else max(0.5, (cpus - 0.5) / chosen[1]))
+
+
+def describe(team: Team) -> str:
+    low, high = team.workers
+    count = str(high) if low == high else f"{low} to {high}"
+    each = f"{team.gpus:g} GPU" if team.gpus else f"{team.cpus:g} CPU"
+    return f"{count} worker{'s' if high > 1 else ''} of {each} each"
