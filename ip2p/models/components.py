@@ -208,6 +208,7 @@ def _load_parts(
     with _refusals(folder / "tokenizer"):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     _check_widths(folder / "unet", unet, vae, text_encoder, latents_in)
+    _check_vocabulary(folder / "tokenizer", len(tokenizer), text_encoder.config.vocab_size)
     return {
         "unet": unet.to(at),
         "vae": vae.to(at),
@@ -266,6 +267,14 @@ def _check_widths(
         raise CheckpointError(
             f"{where}: found cross_attention_dim {unet.config.cross_attention_dim}, expected {text} (the width of "
             "text_encoder); use the text encoder that this UNet was trained with"
+        )
+
+
+def _check_vocabulary(where: Path, words: int, known: int) -> None:
+    if words > known:
+        raise CheckpointError(
+            f"{where}: found {words} words, expected at most {known} (those of text_encoder); "
+            "use the tokenizer that this text encoder was trained with"
         )
 
 

@@ -402,3 +402,16 @@ def test_edit_model_has_the_refusals_of_every_folder(own_edit: Path, tmp_path: P
 def test_shipped_edit_model_that_is_not_there_is_refused_with_the_remedy(embedded: Path) -> None:
     with pytest.raises(CheckpointError, match="edit_model: no such folder, expected the embedded weights; run `make w"):
         load_edit_model(device="cpu")
+
+
+def test_tokenizer_with_more_words_than_the_text_encoder_knows_is_refused(own: Path) -> None:
+    vocabulary = json.loads((own / "tokenizer" / "tokenizer.json").read_text())
+    config = json.loads((own / "text_encoder" / "config.json").read_text())
+    assert len(vocabulary["model"]["vocab"]) <= config["vocab_size"]
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(own / "tokenizer")
+    tokenizer.add_tokens([f"new{i}" for i in range(config["vocab_size"] - len(tokenizer) + 1)])
+    tokenizer.save_pretrained(own / "tokenizer")
+    with pytest.raises(CheckpointError, match=rf"tokenizer: found {config['vocab_size'] + 1} words, expected at most"):
+        load_text_to_image(Models(text_to_image=str(own)), "cpu")
