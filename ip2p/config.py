@@ -191,13 +191,13 @@ def known_fields(recipe: typing.Any) -> list[str]:
         value = getattr(recipe, top.name)
         if dataclasses.is_dataclass(value):
             paths += [f"{top.name}.{inner.name}" for inner in dataclasses.fields(value)]
-        else:
+        elif top.name != "name":
             paths.append(top.name)
     return paths
 
 
 def _replaced(recipe: R, path: str, text: str) -> R:
-    if path not in known_fields(recipe) or path == "name":
+    if path not in known_fields(recipe):
         raise RecipeError(f"unknown recipe field {path!r}; known: {', '.join(known_fields(recipe))}")
     section, _, name = path.rpartition(".")
     whole: typing.Any = recipe

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 import typing
 from pathlib import Path
@@ -49,6 +50,14 @@ def read_file(uri: str) -> bytes:
     if not name or folder == "s3:/":
         raise StorageError(f"{uri!r} names no file; write s3://bucket/file")
     return open_folder(folder).read(name)
+
+
+def remove_all(folder: Folder, prefix: str) -> None:
+    """Delete everything below ``prefix`` (a name that ends in ``/``), local directories too."""
+    for name in folder.list(prefix):
+        folder.delete(name)
+    if isinstance(folder, LocalFolder):
+        shutil.rmtree(folder.root / prefix, ignore_errors=True)
 
 
 def sha256(data: bytes) -> str:

@@ -8,6 +8,7 @@ an actor without a CPU share: the driver shows progress and feeds trackers, work
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import threading
 import typing
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ip2p.errors import InputError, Ip2pError, JobError, TrainingError
-from ip2p.storage import open_folder
+from ip2p.storage import Folder, open_folder
 from jobs._ray import Columns, FailedShard, Row, Step, device_of, loaded, on_shard, pack, run_steps, unpack
 
 if typing.TYPE_CHECKING:
@@ -30,6 +31,7 @@ if typing.TYPE_CHECKING:
     from ip2p.training.recipe import TrainingRecipe
     from ip2p.training.state import TrainingState
 
+METRICS = "metrics.jsonl"
 CACHE_PARTS_AT_ONCE = 4096
 RETRIES = 4  # restarts of the group of workers before a run is given up
 LISTEN_EVERY_S = 0.5
@@ -150,15 +152,17 @@ def _train(work: Work, board: typing.Any) -> None:
         torch.set_num_threads(work.threads)
     base, state = begin(work, device, told=lambda text: board.tell.remote("note", text) if rank == 0 else None)
     schedule = noise_schedule(base.scheduler_config, base.vae.config, base.image_latent_scaled).to(device)
+    look = look_at_held_out(work, base, state, schedule) if rank == 0 else None
+    metrics = MetricsFile(open_folder(work.output), state.step) if rank == 0 else None
     if rank == 0:
         board.tell.remote("begun", {"step": state.step, "workers": world})
-    look = look_at_held_out(work, base, state, schedule) if rank == 0 else None
 
     def report(told: dict[str, typing.Any]) -> None:
         told = over_workers(told, world)
         if look is not None and (told["step"] % work.look_every == 0 or told["step"] == work.recipe.steps):
             told |= look(told["step"])
-        if rank == 0:
+        if metrics is not None:
+            metrics.add(told)
             board.tell.remote("metrics", told)
 
     train(
@@ -166,6 +170,27 @@ def _train(work: Work, board: typing.Any) -> None:
         about=work.about, report=report, report_every=work.report_every,
         average=mean_over_workers if world > 1 else None, rank=rank, world=world,
     )  # fmt: skip
+
+
+class MetricsFile:
+    """``metrics.jsonl``: what was reported, once a step. Rows after ``step`` belong to a start that came to nothing.
+
+    Written before the checkpoint of the same step, so that no row is lost that a resumed training does not make again.
+    """
+
+    def __init__(self, folder: Folder, step: int):
+        self.folder, self.rows = folder, [row for row in read_metrics(folder) if row["step"] <= step]
+
+    def add(self, told: dict[str, typing.Any]) -> None:
+        self.rows.append(told)
+        self.folder.write(METRICS, "".join(json.dumps(row) + "\n" for row in self.rows).encode())
+
+
+def read_metrics(folder: Folder) -> list[dict[str, typing.Any]]:
+    """The rows of a training's ``metrics.jsonl``, oldest first; none where there is no such file."""
+    if not folder.exists(METRICS):
+        return []
+    return [json.loads(line) for line in folder.read(METRICS).splitlines()]
 
 
 def begin(

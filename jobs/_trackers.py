@@ -23,9 +23,8 @@ class Trackers:
     """
 
     def __init__(self, names: str, folder: Folder, recipe: TrainingRecipe):
-        self.folder, self.trackers = folder, []
-        wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
-        self.trackers = [_tracker(name, folder) for name in wanted]
+        self.folder = folder
+        self.trackers = [_tracker(name, folder) for name in wanted_trackers(names)]
         for tracker in self.trackers:
             if tracker.name != "tensorboard":  # its table of settings would be an empty chart
                 tracker.store_init_configuration(dataclasses.asdict(recipe))
@@ -52,6 +51,17 @@ class Trackers:
             return np.asarray(picture.convert("RGB"))[None]
 
 
+def wanted_trackers(names: str) -> list[str]:
+    """The trackers that ``names`` asks for. Raises InputError for one that accelerate does not know."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
+    for name in wanted:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise InputError(f"--report-to {name}: known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))} and none")
+    return wanted
+
+
 def scalars(metrics: dict[str, typing.Any]) -> typing.Iterator[tuple[str, float]]:
     """Numbers of ``metrics`` under the names of their charts; a band without samples has none."""
     for name, value in metrics.items():
@@ -74,8 +84,6 @@ def _as_rows(tracker: typing.Any) -> dict[str, str]:
 def _tracker(name: str, folder: Folder) -> typing.Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    if name not in LOGGER_TYPE_TO_CLASS:
-        raise InputError(f"--report-to {name}: known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))} and none")
     kind = LOGGER_TYPE_TO_CLASS[name]
     logs = folder.root if isinstance(folder, LocalFolder) else LOCAL_LOGS
     arguments = {"logging_dir": str(logs)} if kind.requires_logging_directory else {}

@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.errors import DatasetError, InputError, Ip2pError
-from ip2p.storage import Folder, open_folder
+from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.training.recipe import TRAINING_RECIPES, TrainingRecipe, load_training_recipe, training_recipe_from_json
 from jobs._progress import Progress
 from jobs.datagen import located, size_range
@@ -33,7 +33,7 @@ from jobs.datagen import located, size_range
 if typing.TYPE_CHECKING:
     from jobs._ray_train import Team, Work
 
-SUMMARY, METRICS, MODEL = "summary.json", "metrics.jsonl", "model"
+SUMMARY, MODEL = "summary.json", "model"
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -90,8 +90,8 @@ def run(args: argparse.Namespace) -> int:
         progress.say(f"train {_pairs(work, 'train')} pairs, look at {_pairs(work, 'val')}; {describe(team)}")
         if work.cache:
             encode(work, team, progress)
-        metrics = follow(args, work, team, progress)
-    return finish(args, work, folder, metrics, time.monotonic() - started)
+        follow(args, work, team, progress)
+    return finish(args, work, folder, time.monotonic() - started)
 
 
 def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
@@ -99,7 +99,11 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
     from ip2p.models.preflight import check_base
     from ip2p.training.latent_cache import cache_identity
     from jobs._ray_train import Work
+    from jobs._trackers import wanted_trackers
 
+    wanted_trackers(args.report_to)
+    if args.report_every < 1 or (args.look_every or 0) < 0 or args.threads < 0:
+        raise InputError("--report-every is at least 1 step, --look-every and --threads at least 0")
     output, runs = located(args.output), [located(uri) for uri in args.pairs]
     weights = check_base(recipe.base)
     splits = listed(runs)
@@ -108,8 +112,6 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
     claim_folder(open_folder(output), recipe, about)
     cache = "" if args.cache_latents is None else located(args.cache_latents or f"{output}/cache")
     look_every = recipe.checkpoint_every if args.look_every is None else args.look_every
-    if args.report_every < 1 or look_every < 0 or args.threads < 0:
-        raise InputError("--report-every is at least 1 step, --look-every and --threads at least 0")
     return Work(
         recipe, output, splits, about, cache, identity, args.gradient_checkpointing, args.report_every, look_every
     )
@@ -177,48 +179,35 @@ def encode(work: Work, team: Team, progress: Progress) -> None:
     finish_cache(folder, work.identity, files, PairEncoder(model.vae, model.text_encoder, model.tokenizer))
 
 
-def follow(args: argparse.Namespace, work: Work, team: Team, progress: Progress) -> list[dict[str, typing.Any]]:
-    """Train, showing what is heard; returns all metrics of this folder, those of earlier starts too."""
+def follow(args: argparse.Namespace, work: Work, team: Team, progress: Progress) -> None:
+    """Train, showing what is heard."""
     from jobs._ray_train import train_on_cluster
     from jobs._trackers import Trackers
 
-    folder = open_folder(work.output)
-    metrics = read_metrics(folder)
-    with Trackers(args.report_to, folder, work.recipe) as trackers:
+    with Trackers(args.report_to, open_folder(work.output), work.recipe) as trackers:
 
         def heard(kind: str, content: typing.Any) -> None:
             if kind == "note":
                 progress.say(content)
-                return
-            if kind == "begun":
-                metrics[:] = [row for row in metrics if row["step"] <= content["step"]]
+            elif kind == "begun":
                 progress.say(f"from step {content['step']}, {content['workers']} workers")
                 progress.at(content["step"])
-                return
-            metrics.append(content)
-            folder.write(METRICS, "".join(json.dumps(row) + "\n" for row in metrics).encode())
-            trackers.log(content)
-            shown = {"loss": round(content["loss"], 4), "samples_per_s": round(content["samples_per_s"])}
-            held_out = {"held_out_loss": round(content["held_out_loss"], 4)} if "held_out_loss" in content else {}
-            progress.at(content["step"], **shown, **held_out)
+            else:
+                trackers.log(content)
+                shown = {"loss": round(content["loss"], 4), "samples_per_s": round(content["samples_per_s"])}
+                held_out = {"held_out_loss": round(content["held_out_loss"], 4)} if "held_out_loss" in content else {}
+                progress.at(content["step"], **shown, **held_out)
 
         train_on_cluster(work, team, f"start-{time.time_ns()}", heard)
-    return metrics
 
 
-def read_metrics(folder: Folder) -> list[dict[str, typing.Any]]:
-    if not folder.exists(METRICS):
-        return []
-    return [json.loads(line) for line in folder.read(METRICS).splitlines()]
-
-
-def finish(
-    args: argparse.Namespace, work: Work, folder: Folder, metrics: list[dict[str, typing.Any]], seconds: float
-) -> int:
+def finish(args: argparse.Namespace, work: Work, folder: Folder, seconds: float) -> int:
     """Export the averaged weights, then write ``summary.json``, which says that the training is finished."""
+    from jobs._ray_train import read_metrics
+
     export(work, folder)
-    for name in folder.list("ray/"):
-        folder.delete(name)  # Ray Train's notes on its own starts
+    remove_all(folder, "ray/")  # Ray Train's notes on its own starts
+    metrics = read_metrics(folder)
     last = metrics[-1] if metrics else {}
     summary = {
         "step": work.recipe.steps, "pairs": _pairs(work, "train"), "seconds": round(seconds, 1),

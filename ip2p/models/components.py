@@ -251,11 +251,14 @@ def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype
     return model, weights_sha256(weights.files)
 
 
-def _check_widths(
-    where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any, latents_in: tuple[int, ...]
-) -> None:
-    latent, text = vae.config.latent_channels, text_encoder.config.hidden_size
-    found, expected = unet.config.in_channels, " or ".join(str(count * latent) for count in latents_in)
+def check_base_width(folder: Path) -> None:
+    """Raise CheckpointError where the UNet of ``folder`` can be no base; reads configs alone."""
+    unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
+    _check_in_channels(folder / "unet", unet.get("in_channels", 4), vae.get("latent_channels", 4), (1, 2))
+
+
+def _check_in_channels(where: Path, found: int, latent: int, latents_in: tuple[int, ...]) -> None:
+    expected = " or ".join(str(count * latent) for count in latents_in)
     if found not in [count * latent for count in latents_in]:
         hints = {
             2 * latent: " (this is an edit model; painting pairs needs the text-to-image model that it came from)",
@@ -263,6 +266,13 @@ def _check_widths(
         }
         hint = hints.get(found, "; use a UNet made for this VAE")
         raise CheckpointError(f"{where}: found in_channels {found}, expected {expected}{hint}")
+
+
+def _check_widths(
+    where: Path, unet: typing.Any, vae: typing.Any, text_encoder: typing.Any, latents_in: tuple[int, ...]
+) -> None:
+    _check_in_channels(where, unet.config.in_channels, vae.config.latent_channels, latents_in)
+    text = text_encoder.config.hidden_size
     if unet.config.cross_attention_dim != text:
         raise CheckpointError(
             f"{where}: found cross_attention_dim {unet.config.cross_attention_dim}, expected {text} (the width of "

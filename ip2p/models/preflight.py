@@ -10,7 +10,7 @@ from pathlib import Path
 from ip2p.config import Recipe
 from ip2p.errors import CheckpointError
 from ip2p.models.checkpoint import check_safetensors, find_weights, weights_sha256
-from ip2p.models.components import find_clip, model_folder, read_scheduler_config
+from ip2p.models.components import check_base_width, find_clip, model_folder, read_scheduler_config
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -30,7 +30,9 @@ def check_model_files(recipe: Recipe) -> dict[str, str]:
 
 def check_base(base: str) -> dict[str, str]:
     """The same of the model that a training begins with: a folder, or ``embedded``."""
-    return _component_ids(model_folder("text_to_image", base, setting="base"))
+    folder = model_folder("text_to_image", base, setting="base")
+    check_base_width(folder)
+    return _component_ids(folder)
 
 
 def _component_ids(folder: Path) -> dict[str, str]:

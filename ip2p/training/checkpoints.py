@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import typing
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ip2p.errors import CheckpointError, StorageError
-from ip2p.storage import Folder, LocalFolder, sha256
+from ip2p.storage import Folder, remove_all, sha256
 
 MANIFEST, STATE = "manifest.json", "state.json"
 PART_BYTES = 2**30
@@ -166,8 +165,6 @@ def _folders(folder: Folder) -> set[str]:
 
 def _remove(folder: Folder, name: str) -> None:
     """The manifest goes first: a removal that breaks off leaves a checkpoint that is absent, not damaged."""
-    names = folder.list(name)
-    for file in sorted(names, key=lambda file: not file.endswith(f"/{MANIFEST}")):
-        folder.delete(file)
-    if isinstance(folder, LocalFolder):
-        shutil.rmtree(folder.root / name, ignore_errors=True)  # the folder itself, and files of killed writes in it
+    if folder.exists(name + MANIFEST):
+        folder.delete(name + MANIFEST)
+    remove_all(folder, name)

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from ip2p.config import load_recipe
@@ -20,8 +19,8 @@ from ip2p.postcards.captions import postcard_captions
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import as_batch
 from jobs._ray import CommitShard, PaintShard, WriteShard, pack
+from tests.ray.processes import ROOT, actor_of, environment, kill, wait_until
 
-ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = ["pairs.candidates=2", "pairs.steps=6", "output.prompts_per_shard=3", "filter.min_direction=0",
             "filter.min_image=0", "filter.min_original=0", "filter.min_edited=0"]  # fmt: skip
 PROMPTS = 60
@@ -33,12 +32,6 @@ def command(output: Path, *more: str) -> list[str]:
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     return [sys.executable, str(ROOT / "jobs" / "datagen.py"), "--recipe", "postcard", "--output", str(output),
             "--prompts", str(PROMPTS), *sets, "--json", *more]  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """As a user's shell has it: no cluster named, and nothing said about Ray's tokens."""
-    unset = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-    return {name: value for name, value in os.environ.items() if name not in unset}
 
 
 def made_bytes(output: Path) -> dict[str, bytes]:
@@ -69,37 +62,6 @@ def undisturbed(tmp_path_factory) -> dict[str, bytes]:
     output = tmp_path_factory.mktemp("plain") / "run"
     plain_loop(output)
     return made_bytes(output)
-
-
-def wait_until(holds, timeout_s: float, what: str):
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = holds()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not within {timeout_s} s: {what}")
-
-
-def actor_of(driver: subprocess.Popen, name: str) -> psutil.Process | None:
-    """A live actor process of this driver whose title names ``name``."""
-    try:
-        children = psutil.Process(driver.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return None
-    for child in children:
-        try:
-            if name in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE:
-                return child
-        except psutil.NoSuchProcess:
-            continue
-    return None
-
-
-def kill(process: psutil.Process) -> None:
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
-    assert not process.is_running()
 
 
 @pytest.mark.timeout(900)

@@ -28,7 +28,7 @@ def test_overrides_take_the_type_of_the_field_and_survive_json():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("pairs.candidate=16", "known: name, seed, models.text_to_image"),
+        ("pairs.candidate=16", "known: seed, models.text_to_image"),
         ("pairs.candidates=many", "pairs.candidates wants int, got 'many'"),
         ("pairs.candidates", "section.field=value"),
         ("name=x", "unknown recipe field 'name'"),

@@ -53,7 +53,7 @@ def test_a_prompt_without_a_way_back_is_left_out_and_named(run, back, tmp_path):
 
 
 def test_no_way_back_at_all_is_an_error(run, tmp_path):
-    with pytest.raises(DatasetError, match="no usable pair; .*no triplet leads from"):
+    with pytest.raises(DatasetError, match=r"no usable pair; .*no triplet leads from"):
         invert_run(run, [], open_folder(str(tmp_path / "back")))
 
 

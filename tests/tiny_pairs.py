@@ -1,0 +1,49 @@
+"""A finished run of kept pairs of 16-pixel pictures, for what trains on them: real files, no painting."""
+
+from __future__ import annotations
+
+import typing
+from pathlib import Path
+
+import numpy as np
+
+from ip2p.dataset.manifest import write_manifest
+from ip2p.dataset.run_folder import shard_name, write_shard
+from ip2p.dataset.tables import PROVENANCE, SIMILARITIES, image_cell
+from ip2p.images import encode_image
+from ip2p.storage import LocalFolder
+
+Record = dict[str, typing.Any]
+INSTRUCTIONS = ("make it night", "turn it into a drawing", "move it to the left")
+SPLIT_OF_PLACE = ("train", "train", "val", "train")
+
+
+def smooth_pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    """``(H, W, 3)`` uint8, different at every border, so that a flip or a crop shows."""
+    random = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    slopes = random.integers(2, 9, (2, 3))
+    return np.clip(rows[..., None] * slopes[0] + columns[..., None] * slopes[1] + seed % 40, 0, 255).astype(np.uint8)
+
+
+def make_pair(place: int, size: tuple[int, int] = (16, 16)) -> Record:
+    original, edited = (image_cell(encode_image(smooth_pixels(2 * place + k, size))) for k in range(2))
+    return {
+        "pair_id": f"pair{place:04d}", "prompt_id": f"prompt{place:04d}", "index": place, "rank": 0, "seed": place,
+        "original_image": original, "edited_image": edited, "caption": "a red boat on water",
+        "instruction": INSTRUCTIONS[place % 3], "edited_caption": "a red boat at night", "task": "sky", "url": "",
+        "p2p_threshold": 0.5, "guidance_scale": 4.0, "sampler": "euler_ancestral", "steps": 20, "p2p_mode": "cross",
+        **dict.fromkeys(SIMILARITIES, 0.5), "width": size[1], "height": size[0],
+        "split": SPLIT_OF_PLACE[place % 4], **dict.fromkeys(PROVENANCE, "abc"),
+    }  # fmt: skip
+
+
+def write_run(root: Path, places: typing.Iterable[int], per_shard: int = 4, size: tuple[int, int] = (16, 16)) -> str:
+    """A finished run of pairs (its ledger is empty: training never reads it); returns its uri."""
+    pairs = [make_pair(place, size) for place in places]
+    folder, files = LocalFolder(root), {}
+    for first in range(0, len(pairs), per_shard):
+        shard = pairs[first : first + per_shard]
+        files |= write_shard(folder, shard_name(first // per_shard, [row["prompt_id"] for row in shard]), [], shard)
+    write_manifest(folder, files)
+    return str(root)

@@ -1,0 +1,115 @@
+"""What jobs/train.py says to bad input, before any cluster starts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from jobs import train
+from tests.tiny_family import build_text_to_image, tiny_unet
+from tests.tiny_pairs import write_run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("family") / "text_to_image"
+    build_text_to_image(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory) -> str:
+    return write_run(tmp_path_factory.mktemp("runs") / "run", range(12))
+
+
+@pytest.fixture
+def job(base, pairs, tmp_path, capsys):
+    """Runs the job, which must not get as far as a cluster; returns its one error."""
+
+    def run(*more: str, runs: tuple[str, ...] = (pairs,)) -> str:
+        arguments = ["--pairs", *runs, "--output", str(tmp_path / "edit"), "--set", f"base={base}"]
+        code = train.main([*arguments, "--set", "resolution=16", "--set", "steps=4", *more])
+        said = capsys.readouterr().err
+        lines = [line for line in said.splitlines() if line.startswith("error: ")]
+        assert code == 1
+        assert len(lines) == 1, said
+        assert "Traceback" not in said
+        return lines[0]
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    def refuse() -> None:
+        raise AssertionError("a cluster was joined")
+
+    monkeypatch.setattr("jobs._ray.connect", refuse)
+
+
+def test_no_run_there(job, tmp_path):
+    assert "manifest.json is missing: this is not the folder of a run" in job(runs=(str(tmp_path / "none"),))
+
+
+def test_run_without_training_pairs(job, tmp_path):
+    assert "no pair of split 'train'" in job(runs=(write_run(tmp_path / "val", [2, 6, 10]),))
+
+
+def test_truncated_shard_is_named(job, pairs, tmp_path):
+    shutil.copytree(pairs, tmp_path / "cut")
+    shard = sorted((tmp_path / "cut" / "pairs").iterdir())[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    error = job(runs=(str(tmp_path / "cut"),))
+    assert f"{shard.name}: " in error
+    assert "bytes, the manifest says" in error
+
+
+def test_base_of_the_wrong_width(job, base, tmp_path):
+    shutil.copytree(base, tmp_path / "wide")
+    shutil.rmtree(tmp_path / "wide" / "unet")
+    tiny_unet(in_channels=9).save_pretrained(tmp_path / "wide" / "unet")
+    error = job("--set", f"base={tmp_path / 'wide'}")
+    assert "unet: found in_channels 9, expected 4 or 8" in error
+
+
+def test_base_that_is_not_there(job, tmp_path):
+    assert f"{tmp_path / 'none'}: no such folder; correct base (`--set base=DIR`)" in job(
+        "--set", f"base={tmp_path / 'none'}"
+    )
+    assert "base is empty" in job("--set", "base=")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--set", "lerning_rate=1"], "unknown recipe field 'lerning_rate'; known: seed, base"),
+        (["--set", "steps=many"], "steps"),
+        (["--recipe", "sd3"], "unknown training recipe 'sd3'; known: postcard, sd15"),
+        (["--report-to", "paper"], "--report-to paper: known are"),
+        (["--report-every", "0"], "--report-every is at least 1"),
+    ],
+)
+def test_settings_that_cannot_be_used(job, arguments, said):
+    assert said in job(*arguments)
+
+
+def test_folder_of_another_training_is_refused_with_the_difference(job, base, pairs, tmp_path):
+    (tmp_path / "edit").mkdir()
+    recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", "steps=4"])
+    work = train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
+    assert json.loads((tmp_path / "edit" / "about.json").read_text()) == work.about
+    error = job("--set", "learning_rate=1e-3")
+    assert "learning_rate is 0.0004 there and 0.001 here" in error
+    assert "choose another --output" in error
+    other = write_run(tmp_path / "other", range(20, 28))
+    assert "pairs_train is" in job(runs=(other,))
+
+
+def test_more_steps_are_no_other_training(base, pairs, tmp_path):
+    for steps in (4, 8):
+        recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", f"steps={steps}"])
+        train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
+    assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["steps"] == 8
