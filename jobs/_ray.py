@@ -105,7 +105,7 @@ def loaded(load: Callable[[], T]) -> Callable[[], T]:
     return lambda: thing
 
 
-def on_shard(row: Row, work: Callable[[Columns], typing.Any]) -> Row:
+def on_shard(row: Row, work: Callable[[typing.Any], typing.Any]) -> Row:
     """Unpack, work, pack. What goes wrong becomes the payload: it travels to the driver whole, past the later stages.
 
     An Ip2pError stays what it is, any other exception becomes a FailedShard. After a DeviceError nothing can be done

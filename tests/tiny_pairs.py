@@ -26,7 +26,7 @@ def smooth_pixels(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
     return np.clip(rows[..., None] * slopes[0] + columns[..., None] * slopes[1] + seed % 40, 0, 255).astype(np.uint8)
 
 
-def make_pair(place: int, size: tuple[int, int] = (16, 16)) -> Record:
+def make_pair(place: int, size: tuple[int, int] = (16, 16), splits: tuple[str, ...] = SPLIT_OF_PLACE) -> Record:
     original, edited = (image_cell(encode_image(smooth_pixels(2 * place + k, size))) for k in range(2))
     return {
         "pair_id": f"pair{place:04d}", "prompt_id": f"prompt{place:04d}", "index": place, "rank": 0, "seed": place,
@@ -34,13 +34,19 @@ def make_pair(place: int, size: tuple[int, int] = (16, 16)) -> Record:
         "instruction": INSTRUCTIONS[place % 3], "edited_caption": "a red boat at night", "task": "sky", "url": "",
         "p2p_threshold": 0.5, "guidance_scale": 4.0, "sampler": "euler_ancestral", "steps": 20, "p2p_mode": "cross",
         **dict.fromkeys(SIMILARITIES, 0.5), "width": size[1], "height": size[0],
-        "split": SPLIT_OF_PLACE[place % 4], **dict.fromkeys(PROVENANCE, "abc"),
+        "split": splits[place % len(splits)], **dict.fromkeys(PROVENANCE, "abc"),
     }  # fmt: skip
 
 
-def write_run(root: Path, places: typing.Iterable[int], per_shard: int = 4, size: tuple[int, int] = (16, 16)) -> str:
+def write_run(
+    root: Path,
+    places: typing.Iterable[int],
+    per_shard: int = 4,
+    size: tuple[int, int] = (16, 16),
+    splits: tuple[str, ...] = SPLIT_OF_PLACE,
+) -> str:
     """A finished run of pairs (its ledger is empty: training never reads it); returns its uri."""
-    pairs = [make_pair(place, size) for place in places]
+    pairs = [make_pair(place, size, splits) for place in places]
     folder, files = LocalFolder(root), {}
     for first in range(0, len(pairs), per_shard):
         shard = pairs[first : first + per_shard]

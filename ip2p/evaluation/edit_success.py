@@ -87,20 +87,24 @@ def measure_edits(
     seed: int = 0,
     examples_per_call: int = 32,
     progress: Callable[[int], object] | None = None,
+    first: int = 0,
 ) -> list[dict[str, typing.Any]]:
-    """One record an example: its words and task, the verdict and its parts, and how far the pixels are off."""
+    """One record an example: its words and task, the verdict and its parts, and how far the pixels are off.
+
+    ``first`` is the place of ``examples`` in the exam that they are a part of; an example's noise depends on its place.
+    """
     records = []
     for start in range(0, len(examples), examples_per_call):
         part = examples[start : start + examples_per_call]
         pictures = [render(example.scene, SIZE) for example in part]
-        seeds = [derive_seed("exam", seed, start + place) for place in range(len(part))]
+        seeds = [derive_seed("exam", seed, first + start + place) for place in range(len(part))]
         edited = edit(pictures, part, seeds)
         before, after = read_pictures(reader, pictures), read_pictures(reader, edited)
         for place, example in enumerate(part):
             truth = render(example.edited_scene, SIZE)
             errors = pixel_errors(pictures[place], truth, edited[place])
             verdict = _verdict(example, before[place], after[place])
-            records.append({"example": start + place, "seed": seeds[place], **verdict, **errors})
+            records.append({"example": first + start + place, "seed": seeds[place], **verdict, **errors})
         if progress is not None:
             progress(len(part))
     return records
