@@ -18,6 +18,8 @@ if typing.TYPE_CHECKING:
     from ip2p.models.components import Clip
 
 REMEMBERED_TEXTS = 256
+NO_CHANGE = 1e-4
+"""Difference of unit vectors below which two pictures are the same: rounding moves them by 1e-6, edits by 1e-1."""
 
 
 class Similarities(NamedTuple):
@@ -53,7 +55,7 @@ class ClipSimilarity:
             F.cosine_similarity(original, text[None]),
             F.cosine_similarity(edited, edited_text[None]),
             F.cosine_similarity(original, edited),
-            F.cosine_similarity(edited - original, (edited_text - text)[None]),
+            direction(edited - original, (edited_text - text)[None]),
         )
         return Similarities(*(cosine.float().cpu() for cosine in cosines))
 
@@ -71,3 +73,9 @@ class ClipSimilarity:
             tokens = self.tokenizer([text]).to(self.device)
             self._texts[text] = F.normalize(self.model.encode_text(tokens), dim=-1)[0]
         return self._texts[text]
+
+
+def direction(change: torch.Tensor, text_change: torch.Tensor) -> torch.Tensor:
+    """Cosine of both changes ``(N, D)``; 0 where a picture did not change, whose roundings point anywhere."""
+    cosine = F.cosine_similarity(change, text_change)
+    return cosine.where(change.norm(dim=-1) > NO_CHANGE, 0.0)

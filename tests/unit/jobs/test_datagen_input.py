@@ -102,7 +102,7 @@ def test_a_folder_of_another_recipe_is_not_mixed(job, tmp_path):
     (tmp_path / "run" / "recipe.json").write_text(recipe.to_json())
     code, said = job("--prompts", "2")
     assert code == 1
-    assert "pairs.steps is 7 there and 20 here" in one_error(said)
+    assert "pairs.steps is 7 there and 12 here" in one_error(said)
 
 
 def test_a_folder_of_other_weights_is_not_mixed(job, tmp_path, monkeypatch):

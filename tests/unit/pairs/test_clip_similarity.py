@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ip2p.config import Models
 from ip2p.models.components import Clip, load_clip
 from ip2p.pairs import clip_similarity
-from ip2p.pairs.clip_similarity import ClipSimilarity
+from ip2p.pairs.clip_similarity import ClipSimilarity, direction
 
 
 @pytest.fixture(scope="module")
@@ -110,3 +110,9 @@ def test_a_texts_bits_do_not_depend_on_what_was_asked_before(clip: Clip) -> None
     asked_before, fresh = ClipSimilarity(clip), ClipSimilarity(clip)
     asked_before.text_feature("a blue castle on the sand")
     assert torch.equal(asked_before.text_feature("a red boat"), fresh.text_feature("a red boat"))
+
+
+def test_pictures_that_did_not_change_go_nowhere_whatever_their_roundings_say():
+    change = torch.tensor([[1e-6, -1e-6, 0.0], [0.1, 0.0, 0.0]])
+    text_change = torch.tensor([[1.0, 0.0, 0.0]])
+    assert direction(change, text_change).tolist() == [0.0, 1.0]

@@ -34,7 +34,7 @@ def test_every_recipe_passes_its_own_checks_and_every_field_can_be_set(name: str
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("lr=1", "unknown recipe field 'lr'; known: name, seed, base, steps"),
+        ("lr=1", "unknown recipe field 'lr'; known: seed, base, steps"),
         ("steps=many", "steps wants int"),
         ("steps=0", "steps must"),
         ("global_batch=0", "global_batch must"),
