@@ -19,7 +19,8 @@ from jobs import evaluate
 from tests.tiny_family import build_clip, build_text_to_image
 from tests.tiny_pairs import write_run
 
-pytestmark = [pytest.mark.ray, pytest.mark.weights]
+# One Ray for all tests of this process: the job takes the one that is there.
+pytestmark = [pytest.mark.ray, pytest.mark.weights, pytest.mark.usefixtures("ray_local")]
 EXAMPLES = 20  # more than one part
 
 
