@@ -21,8 +21,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.config import RECIPES, Recipe, load_recipe, recipe_from_json
-from ip2p.errors import InputError, Ip2pError, JobError
+from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
+from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -51,30 +52,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--painter-gpus", type=float, default=None, help="GPUs a painter; fractions share one (default 0.8, 0 on CPU)")
     add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
     add("--retry-errors", action="store_true", help="work again on prompts that ended in an error")
-    add("--quiet", action="store_true", help="no progress, only errors and the result")
-    add("--json", action="store_true", help="progress and result as JSON lines")
+    add_output_flags(parser)
     return parser.parse_args(argv)
 
 
-def size_range(text: str) -> tuple[int, int]:
-    """``2`` or ``1:4`` from the command line."""
-    low, _, high = text.partition(":")
-    try:
-        size = (int(low), int(high or low))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"wants MIN:MAX, got {text!r}") from None
-    if not 1 <= size[0] <= size[1]:
-        raise argparse.ArgumentTypeError(f"wants 1 <= MIN <= MAX, got {text!r}")
-    return size
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    try:
-        return run(args)
-    except Ip2pError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(run, arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -86,19 +69,6 @@ def run(args: argparse.Namespace) -> int:
     report_bad_rows(folder, captions)
     totals = make_pairs(args, recipe, folder, captions)
     return finish(args, folder, totals, len(captions.bad), time.monotonic() - started)
-
-
-def located(output: str) -> str:
-    """``output`` as every worker will understand it: an absolute path or a URL.
-
-    Raises InputError inside the unpacked copy that ``ray job submit --working-dir`` works in: Ray deletes it.
-    """
-    if "://" in output:
-        return output
-    path = Path(output).absolute()
-    if "_ray_pkg_" in str(path):
-        raise InputError(f"--output {output} would lie in Ray's temporary copy; give an absolute path or s3://…")
-    return str(path)
 
 
 def claim_folder(folder: Folder, recipe: Recipe) -> None:

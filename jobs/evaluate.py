@@ -26,10 +26,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.config import Recipe, load_recipe
-from ip2p.errors import InputError, Ip2pError, JobError
+from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
+from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
-from jobs.datagen import located, size_range
 
 if typing.TYPE_CHECKING:
     from jobs._ray_evaluate import Part, Settings
@@ -58,18 +58,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--workers", type=size_range, default=None, metavar="MIN:MAX", help="actors (default 1:cores or 1:GPUs)")
     add("--gpus-per-worker", type=float, default=None, help="default 1 where the cluster has GPUs, else 0")
-    add("--quiet", action="store_true", help="no progress, only errors and the result")
-    add("--json", action="store_true", help="progress and result as JSON lines")
+    add_output_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    try:
-        return run(args)
-    except Ip2pError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(run, arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

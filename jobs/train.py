@@ -24,11 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.errors import DatasetError, InputError, Ip2pError
+from ip2p.errors import DatasetError, InputError
 from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.training.recipe import TRAINING_RECIPES, TrainingRecipe, load_training_recipe, training_recipe_from_json
+from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
-from jobs.datagen import located, size_range
 
 if typing.TYPE_CHECKING:
     from jobs._ray_train import Team, Work
@@ -58,18 +58,12 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="held-out loss and a grid of edits (default: the recipe's checkpoint_every; 0: never)",
     )  # fmt: skip
     add("--report-to", default="tensorboard", help="tensorboard, wandb, mlflow, … or none (default %(default)s)")
-    add("--quiet", action="store_true", help="no progress, only errors and the result")
-    add("--json", action="store_true", help="progress and result as JSON lines")
+    add_output_flags(parser)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = arguments(argv)
-    try:
-        return run(args)
-    except Ip2pError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return ended(run, arguments(argv))
 
 
 def run(args: argparse.Namespace) -> int:

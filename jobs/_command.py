@@ -1,0 +1,50 @@
+"""What all jobs say and read alike on the command line: folders, ranges, quietness, and how an error ends them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from ip2p.errors import InputError, Ip2pError
+
+
+def add_output_flags(parser: argparse.ArgumentParser) -> None:
+    """``--quiet`` and ``--json``."""
+    parser.add_argument("--quiet", action="store_true", help="no progress, only errors and the result")
+    parser.add_argument("--json", action="store_true", help="progress and result as JSON lines")
+
+
+def size_range(text: str) -> tuple[int, int]:
+    """``2`` or ``1:4`` from the command line."""
+    low, _, high = text.partition(":")
+    try:
+        size = (int(low), int(high or low))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wants MIN:MAX, got {text!r}") from None
+    if not 1 <= size[0] <= size[1]:
+        raise argparse.ArgumentTypeError(f"wants 1 <= MIN <= MAX, got {text!r}")
+    return size
+
+
+def located(output: str) -> str:
+    """``output`` as every worker will understand it: an absolute path or a URL.
+
+    Raises InputError inside the unpacked copy that ``ray job submit --working-dir`` works in: Ray deletes it.
+    """
+    if "://" in output:
+        return output
+    path = Path(output).absolute()
+    if "_ray_pkg_" in str(path):
+        raise InputError(f"{output} would lie in Ray's temporary copy; give an absolute path or s3://…")
+    return str(path)
+
+
+def ended(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
+    """The exit code of ``run``; an Ip2pError is said in one line and gives 1."""
+    try:
+        return run(args)
+    except Ip2pError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
