@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:
     from jobs._ray_train import Team, Work
 
 SUMMARY, MODEL = "summary.json", "model"
+EXPORT_DTYPES = ("float32", "float16", "bfloat16")
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -56,6 +57,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--look-every", type=int, default=None, metavar="STEPS",
         help="held-out loss and a grid of edits (default: the recipe's checkpoint_every; 0: never)",
+    )  # fmt: skip
+    add(
+        "--export-dtype", choices=EXPORT_DTYPES, default=EXPORT_DTYPES[0],
+        help="of the edit model's files; float16 halves them (default %(default)s)",
     )  # fmt: skip
     add("--report-to", default="tensorboard", help="tensorboard, wandb, mlflow, … or none (default %(default)s)")
     add_output_flags(parser)
@@ -199,7 +204,7 @@ def finish(args: argparse.Namespace, work: Work, folder: Folder, seconds: float)
     """Export the averaged weights, then write ``summary.json``, which says that the training is finished."""
     from jobs._ray_train import read_metrics
 
-    export(work, folder)
+    export(work, folder, args.export_dtype)
     remove_all(folder, "ray/")  # Ray Train's notes on its own starts
     metrics = read_metrics(folder)
     last = metrics[-1] if metrics else {}
@@ -212,8 +217,8 @@ def finish(args: argparse.Namespace, work: Work, folder: Folder, seconds: float)
     return 0
 
 
-def export(work: Work, folder: Folder) -> None:
-    """The edit model of the last checkpoint as ``model/``; the averaged weights, in float32."""
+def export(work: Work, folder: Folder, dtype: str) -> None:
+    """The edit model of the last checkpoint as ``model/``, by its averaged weights."""
     from ip2p.models.export import save_edit_model
     from ip2p.training.edit_model import trained_edit_model
     from jobs._ray_train import begin
@@ -222,7 +227,7 @@ def export(work: Work, folder: Folder) -> None:
     model = trained_edit_model(base, state)
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / MODEL
-        save_edit_model(model, made, {"made_by": "jobs/train.py", "step": state.step, **work.about})
+        save_edit_model(model, made, {"made_by": "jobs/train.py", "step": state.step, **work.about}, dtype)
         files = [path for path in made.rglob("*") if path.is_file()]
         # The manifest last: it says that the folder is whole.
         for path in sorted(files, key=lambda path: path == made / "manifest.json"):

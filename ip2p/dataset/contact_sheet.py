@@ -6,7 +6,7 @@ import io
 import itertools
 import typing
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ip2p.dataset.manifest import FileEntry, table_files
 from ip2p.dataset.tables import read_parquet_bytes
@@ -60,9 +60,10 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, pair: dict[str, ty
 
 
 def thumbnail(picture: Image.Image, side: int) -> Image.Image:
-    """``picture`` as a square of ``side`` pixels; small ones keep their pixels, enlarged."""
-    smooth = picture.width > side
-    return picture.resize((side, side), Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)
+    """``picture`` in a white square of ``side`` pixels; small ones keep their pixels, enlarged."""
+    smooth = max(picture.size) > side
+    method = Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST
+    return ImageOps.pad(picture, (side, side), method, color="white")
 
 
 def fitted_text(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, room: float = CELL[0] - 16) -> str:

@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, type=Path, metavar="FILE", help="PNG or JPEG file to write")
     parser.add_argument("--edit", required=True, metavar="TEXT", help="the instruction; empty: only resize")
     parser.add_argument("--ckpt", default="embedded", metavar="DIR", help="diffusers folder (default: the shipped one)")
+    parser.add_argument("--compare", type=Path, metavar="FILE", help="PNG file of before and after, side by side")
     parser.add_argument("--steps", type=int, default=100, help="denoising steps (default %(default)s)")
     parser.add_argument("--resolution", type=int, help="pixels of the long side, nearly (default: the model's own)")
     parser.add_argument("--seed", type=int, help="repeats an edit (default: drawn at random and printed)")
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Edit and print what repeats it. Raises an Ip2pError with the remedy where it cannot."""
+    from ip2p.editing.before_after import draw_rows
     from ip2p.editing.editor import Editor, check_settings
     from ip2p.editing.pictures import read_picture
     from ip2p.images import encode_image
@@ -53,6 +55,8 @@ def run(args: argparse.Namespace) -> int:
     editor = Editor(load_edit_model(args.ckpt, args.dtype, args.device))
     edited = _edit(editor, picture, seed, args)
     LocalFolder(args.output.parent).write(args.output.name, encode_image(edited, image_format))
+    if args.compare:
+        LocalFolder(args.compare.parent).write(args.compare.name, draw_rows([(picture, edited)], [args.edit]))
     height, width = edited.shape[:2]
     print(f"{args.output}: {width} x {height} pixels, --seed {seed}")
     return 0

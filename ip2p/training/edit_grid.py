@@ -5,14 +5,9 @@ Each row shows the original, the edit by the weights of now, and the pair's edit
 
 from __future__ import annotations
 
-import io
-import typing
 from collections.abc import Sequence
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
-
-from ip2p.dataset.contact_sheet import fitted_text, thumbnail
+from ip2p.editing.before_after import draw_rows
 from ip2p.editing.editor import Editor
 from ip2p.models.components import EditModel
 from ip2p.training.encoding import square_pair
@@ -20,10 +15,7 @@ from ip2p.training.pair_index import Record, ShardRows, read_shard_rows
 
 PAIRS = 8
 STEPS = 20
-THUMB = 128  # pixels
 COLUMNS = ("original", "edit", "pair's edited image")
-ROW = THUMB + 24
-GAP = 8
 
 
 def grid_pairs(shards: Sequence[ShardRows], count: int = PAIRS) -> list[Record]:
@@ -52,20 +44,4 @@ def draw_grid(model: EditModel, pairs: Sequence[Record], resolution: int) -> byt
         originals, [pair["instruction"] for pair in pairs], steps=STEPS, resolution=resolution
     )  # fmt: skip
     rows = [(original, edit, truth) for (original, truth), edit in zip(squares, edits, strict=True)]
-    return _drawn(rows, [pair["instruction"] for pair in pairs])
-
-
-def _drawn(rows: Sequence[tuple[np.ndarray, ...]], instructions: Sequence[str]) -> bytes:
-    width = len(COLUMNS) * (THUMB + GAP) + GAP
-    sheet = Image.new("RGB", (width, 24 + len(rows) * ROW), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for column, name in enumerate(COLUMNS):
-        draw.text((GAP + column * (THUMB + GAP), 6), name, fill="#555555", font=font)
-    for row, (pictures, instruction) in enumerate(zip(rows, instructions, strict=True)):
-        top = 24 + row * ROW
-        for column, picture in enumerate(pictures):
-            sheet.paste(thumbnail(Image.fromarray(picture), THUMB), (GAP + column * (THUMB + GAP), top))
-        draw.text((GAP, top + THUMB + 4), fitted_text(instruction, font, width - 2 * GAP), fill="black", font=font)
-    buffer = io.BytesIO()
-    sheet.save(buffer, "PNG")
-    return typing.cast(bytes, buffer.getvalue())
+    return draw_rows(rows, [pair["instruction"] for pair in pairs], COLUMNS)

@@ -10,6 +10,7 @@ import pytest
 from tiny_family import tiny_unet
 
 from ip2p.cli import main
+from ip2p.editing.before_after import GAP, HEAD, THUMB
 from ip2p.editing.editor import Editor
 from ip2p.images import decode_image, encode_image
 from ip2p.models import components
@@ -53,6 +54,20 @@ def test_size_of_the_input_can_be_had_back_and_jpeg_written(picture, edit_folder
     written = (picture.parent / "out.JPG").read_bytes()
     assert written[:3] == b"\xff\xd8\xff"
     assert decode_image(written).shape == (20, 30, 3)
+
+
+def test_before_and_after_come_side_by_side_in_their_own_shape(picture, edit_folder):
+    compared = picture.parent / "compared.png"
+    flags = ("--edit", "add a moon", "--steps", "1", "--resolution", "12", "--compare", str(compared))
+    assert edit(picture, edit_folder, *flags) == 0
+    sheet = decode_image(compared.read_bytes())
+    before, after = sheet[HEAD : HEAD + THUMB, GAP : GAP + THUMB], sheet[HEAD : HEAD + THUMB, 2 * GAP + THUMB : -GAP]
+    assert (before[:21] == 255).all()  # 30 x 20 pixels in a square: white above,
+    assert (before[22:106].std(axis=(0, 1)) > 50).all()  # the picture,
+    assert (before[107:] == 255).all()  # white below
+    assert after.shape == before.shape
+    edited = decode_image((picture.parent / "out.png").read_bytes())
+    assert np.array_equal(after[THUMB // 2, THUMB // 2], edited[edited.shape[0] // 2, edited.shape[1] // 2])
 
 
 @pytest.mark.parametrize(
