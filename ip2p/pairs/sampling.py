@@ -90,7 +90,8 @@ class PairDenoiser:
     """The guided, tied estimate of x_0 for N pairs: ``(N, 2, C, h, w)`` at step i to the same shape.
 
     The 4 N rows of a UNet call lie in four blocks: null | original, null | edited, caption | original,
-    caption | edited. Blocks 1 and 3 share with blocks 0 and 2: both halves of the guidance are tied.
+    caption | edited. Blocks 1 and 3 share with blocks 0 and 2: both halves of the guidance are tied. Where every scale
+    is 1 the null texts have no say, and the first two blocks are not run.
     """
 
     def __init__(
@@ -110,14 +111,15 @@ class PairDenoiser:
         )
         self.sigmas = sigma_table(settings.scheduler_config, settings.steps).tolist()
         self.timesteps = sample_timesteps(settings.scheduler_config, settings.steps).float().to(unet.device)
-        null = texts.null_state.expand(2 * self.count, -1, -1)
+        self.halves = 1 if all(scale == 1 for scale in guidance_scales) else 2
+        null = texts.null_state.expand(2 * self.count * (self.halves - 1), -1, -1)
         self.states = torch.cat([null, texts.states.transpose(0, 1).flatten(0, 1)]).to(unet.device, unet.dtype)
-        blocks = torch.arange(4 * self.count).view(4, self.count)
-        self.source = blocks[[0, 0, 2, 2]].flatten()
+        blocks = torch.arange(2 * self.halves * self.count).view(self.halves, 2, self.count)
+        self.source = blocks[:, [0, 0]].flatten()
         self.share: torch.Tensor | None = None
         self.own: torch.Tensor | None = None
         if settings.p2p_mode == "cross" and texts.alignments is not None:
-            self.share, self.own = _row_alignments(texts.alignments)
+            self.share, self.own = _row_alignments(texts.alignments, self.halves)
             self.share = self.share.to(unet.device)
         self.row_evals = 0
 
@@ -125,19 +127,20 @@ class PairDenoiser:
         sigma = self.sigmas[step]
         pictures = latents.transpose(0, 1).flatten(0, 1)
         self._tie(step)
-        rows = torch.cat([pictures, pictures])
+        rows = torch.cat([pictures] * self.halves)
         prediction = self._predict(rows / math.sqrt(sigma**2 + 1), step).to(rows.dtype)
         denoised = to_denoised(
             prediction, rows, sigma, self.settings.scheduler_config.get("prediction_type", "epsilon")
         )
-        null, caption = denoised.chunk(2)
-        guided = null + (caption - null) * self.guidance.to(null.dtype)
-        return guided.unflatten(0, (2, self.count)).transpose(0, 1)
+        if self.halves == 2:
+            null, caption = denoised.chunk(2)
+            denoised = null + (caption - null) * self.guidance.to(null.dtype)
+        return denoised.unflatten(0, (2, self.count)).transpose(0, 1)
 
     def _tie(self, step: int) -> None:
         shares = sharing_steps(self.thresholds, step, self.settings.steps)
         off = torch.zeros_like(shares)
-        self.sharing.set_rows(torch.cat([off, shares, off, shares]), self.source, self.share, self.own)
+        self.sharing.set_rows(torch.cat([off, shares] * self.halves), self.source, self.share, self.own)
 
     def _predict(self, scaled: torch.Tensor, step: int) -> torch.Tensor:
         self.row_evals += len(scaled)
@@ -196,10 +199,11 @@ SAMPLERS: dict[str, Callable[[Denoise, torch.Tensor, Sequence[float], Noise], to
 }
 
 
-def _row_alignments(alignments: Sequence[Alignment]) -> tuple[torch.Tensor, torch.Tensor]:
-    """``share`` (4 N, T, T) and ``own`` (4 N, T) in the order of the rows; null texts align with themselves."""
+def _row_alignments(alignments: Sequence[Alignment], halves: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``share`` (R, T, T) and ``own`` (R, T) in the order of the rows; null texts align with themselves."""
     share = torch.stack([torch.from_numpy(alignment.share) for alignment in alignments])
     own = torch.stack([torch.from_numpy(alignment.own) for alignment in alignments])
     same = torch.eye(share.shape[1]).expand_as(share)
     none = torch.zeros_like(own)
-    return torch.cat([same, same, share, share]), torch.cat([none, none, own, own])
+    nulls = 2 * (halves - 1)
+    return torch.cat([same] * nulls + [share, share]), torch.cat([none] * nulls + [own, own])

@@ -167,7 +167,7 @@ def test_both_guidance_halves_are_tied_and_only_edited_rows(mode: str, monkeypat
     seen = []
     monkeypatch.setattr(PromptToPrompt, "set_rows", lambda self, *rows: seen.append(rows))
     settings = replace(SETTINGS, p2p_mode=mode)
-    denoise = PairDenoiser(UNET, PromptToPrompt(UNET, mode), texts(2), [0.3, 0.7], [1.0, 1.0], settings)
+    denoise = PairDenoiser(UNET, PromptToPrompt(UNET, mode), texts(2), [0.3, 0.7], [1.0, 2.0], settings)
     for step in (0, 3, 5):
         denoise(torch.zeros(2, 2, *SHAPE), step)
     sharing = [rows[0].tolist() for rows in seen]
@@ -180,7 +180,7 @@ def test_both_guidance_halves_are_tied_and_only_edited_rows(mode: str, monkeypat
 def test_null_rows_align_with_themselves_and_caption_rows_by_their_captions() -> None:
     given = texts(2)
     settings = replace(SETTINGS, p2p_mode="cross")
-    denoise = PairDenoiser(UNET, PromptToPrompt(UNET, "cross"), given, [0.5] * 2, [1.0] * 2, settings)
+    denoise = PairDenoiser(UNET, PromptToPrompt(UNET, "cross"), given, [0.5] * 2, [2.0] * 2, settings)
     assert given.alignments is not None
     assert denoise.share is not None
     assert denoise.own is not None
@@ -188,6 +188,15 @@ def test_null_rows_align_with_themselves_and_caption_rows_by_their_captions() ->
     assert denoise.own[:4].sum() == 0
     assert torch.equal(denoise.share[6], torch.from_numpy(given.alignments[0].share))
     assert not torch.equal(denoise.share[6], torch.eye(WINDOW))
+
+
+@pytest.mark.parametrize("mode", ["self", "cross", "off"])
+def test_scales_of_one_need_half_the_rows_and_paint_what_all_rows_would(mode: str) -> None:
+    settings = replace(SETTINGS, p2p_mode=mode)
+    beside_another, all_rows = sample_pairs(UNET64, texts(3), SEEDS, [0.2, 0.6, 1.0], [1.0, 1.0, 4.0], settings)
+    alone, rows = sample_pairs(UNET64, texts(2), SEEDS[:2], [0.2, 0.6], [1.0, 1.0], settings)
+    assert (alone - beside_another[:2]).abs().max() < 1e-9
+    assert (rows, all_rows) == (2 * 2 * SETTINGS.steps, 4 * 3 * SETTINGS.steps)
 
 
 def test_noise_is_shared_within_a_pair_and_never_across_candidates() -> None:
