@@ -48,6 +48,7 @@ class Work:
     cache: str = ""  # uri of the latent cache; empty: pictures are encoded at each use
     identity: CacheIdentity | None = None
     gradient_checkpointing: bool = False
+    shard: bool = False  # weights and all that belongs to them lie in parts, one a worker
     report_every: int = 50
     look_every: int = 0  # steps between looks at held-out pairs; 0: never
     threads: int = 1  # of a CPU worker
@@ -144,15 +145,20 @@ def _train(work: Work, board: typing.Any) -> None:
     from ip2p.training.averaging import mean_over_workers
     from ip2p.training.loop import train
     from ip2p.training.loss import noise_schedule
+    from ip2p.training.sharding import check_shards
 
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(work.threads)
-    base, state = begin(work, device, told=lambda text: board.tell.remote("note", text) if rank == 0 else None)
+    if work.shard:
+        check_shards(work.recipe.global_batch, (world, world))
+    told = (lambda text: board.tell.remote("note", text)) if rank == 0 else (lambda text: None)
+    base, state = begin(work, device, told, work.shard)
     schedule = noise_schedule(base.scheduler_config, base.vae.config, base.image_latent_scaled).to(device)
-    look = look_at_held_out(work, base, state, schedule) if rank == 0 else None
+    # A UNet in parts only runs where all workers run it.
+    look = look_at_held_out(work, base, state, schedule, rank) if rank == 0 or work.shard else None
     metrics = MetricsFile(open_folder(work.output), state.step) if rank == 0 else None
     if rank == 0:
         board.tell.remote("begun", {"step": state.step, "workers": world})
@@ -168,7 +174,7 @@ def _train(work: Work, board: typing.Any) -> None:
     train(
         state, source_of(work, base, device, "train"), schedule, checkpoints=open_folder(f"{work.output}/checkpoints"),
         about=work.about, report=report, report_every=work.report_every,
-        average=mean_over_workers if world > 1 else None, rank=rank, world=world,
+        average=mean_over_workers if world > 1 and not work.shard else None, rank=rank, world=world,
     )  # fmt: skip
 
 
@@ -194,7 +200,7 @@ def read_metrics(folder: Folder) -> list[dict[str, typing.Any]]:
 
 
 def begin(
-    work: Work, device: typing.Any, told: Callable[[str], typing.Any] = lambda text: None
+    work: Work, device: typing.Any, told: Callable[[str], typing.Any] = lambda text: None, shard: bool = False
 ) -> tuple[EditModel, TrainingState]:
     """Base and state on ``device``, at the newest whole checkpoint; ``told`` hears of damaged ones."""
     from ip2p.models.components import load_base
@@ -202,7 +208,7 @@ def begin(
     from ip2p.training.state import restore, start_training
 
     base = load_base(work.recipe.base, device)
-    state = start_training(base.unet, work.recipe, work.gradient_checkpointing)
+    state = start_training(base.unet, work.recipe, work.gradient_checkpointing, shard)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = latest_whole(open_folder(f"{work.output}/checkpoints"))
@@ -243,9 +249,12 @@ def over_workers(told: dict[str, typing.Any], world: int) -> dict[str, typing.An
 
 
 def look_at_held_out(
-    work: Work, base: EditModel, state: TrainingState, schedule: NoiseSchedule
+    work: Work, base: EditModel, state: TrainingState, schedule: NoiseSchedule, rank: int
 ) -> Callable[[int], dict[str, typing.Any]] | None:
-    """A function of the step that measures and draws what the averaged weights do on held-out pairs, if any."""
+    """A function of the step that measures and draws what the averaged weights do on held-out pairs, if any.
+
+    Where several workers look together, the one of rank 0 writes.
+    """
     if not work.look_every or not work.splits.get("val"):
         return None
     from ip2p.training.edit_grid import draw_grid, grid_pairs
@@ -266,7 +275,8 @@ def look_at_held_out(
             grid = draw_grid(model, pairs, work.recipe.resolution)
             state.unet.train()
         name = f"grids/step-{step:08d}.png"
-        folder.write(name, grid)
+        if rank == 0:
+            folder.write(name, grid)
         return {"held_out_loss": float(losses.mean()), "held_out_by_band": losses.mean(axis=0).tolist(), "grid": name}
 
     return look

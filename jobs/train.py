@@ -53,6 +53,10 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="encode pictures and texts once, into DIR (default OUTPUT/cache), so that steps run the UNet alone",
     )  # fmt: skip
     add("--gradient-checkpointing", action="store_true", help="a third more arithmetic for far less memory")
+    add(
+        "--shard", action="store_true",
+        help="cut weights, average and optimizer over the workers (FSDP), for a UNet that no one GPU holds",
+    )  # fmt: skip
     add("--report-every", type=int, default=50, metavar="STEPS", help="(default %(default)s)")
     add(
         "--look-every", type=int, default=None, metavar="STEPS",
@@ -79,11 +83,14 @@ def run(args: argparse.Namespace) -> int:
     if finished_step(folder) == recipe.steps:
         print(f"{work.output}: already trained to step {recipe.steps}; see {work.output}/{MODEL}", file=sys.stderr)
         return 0
+    from ip2p.training.sharding import check_shards
     from jobs._ray import connect
     from jobs._ray_train import describe, team_of
 
     connect()
     team = team_of(args.workers, args.gpus_per_worker)
+    if work.shard:
+        check_shards(recipe.global_batch, team.workers)
     work = dataclasses.replace(work, threads=args.threads or max(1, int(team.cpus)))
     with Progress(recipe.steps, "steps", 0, args.quiet, args.json) as progress:
         progress.say(f"train {_pairs(work, 'train')} pairs, look at {_pairs(work, 'val')}; {describe(team)}")
@@ -103,6 +110,8 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
     wanted_trackers(args.report_to)
     if args.report_every < 1 or (args.look_every or 0) < 0 or args.threads < 0:
         raise InputError("--report-every is at least 1 step, --look-every and --threads at least 0")
+    if args.shard and recipe.lora_rank:
+        raise InputError("--shard and lora_rank exclude each other; low-rank additions fit on one GPU")
     output, runs = located(args.output), [located(uri) for uri in args.pairs]
     weights = check_base(recipe.base)
     splits = listed(runs)
@@ -112,8 +121,9 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
     cache = "" if args.cache_latents is None else located(args.cache_latents or f"{output}/cache")
     look_every = recipe.checkpoint_every if args.look_every is None else args.look_every
     return Work(
-        recipe, output, splits, about, cache, identity, args.gradient_checkpointing, args.report_every, look_every
-    )
+        recipe, output, splits, about, cache, identity, gradient_checkpointing=args.gradient_checkpointing,
+        shard=args.shard, report_every=args.report_every, look_every=look_every,
+    )  # fmt: skip
 
 
 def listed(runs: Sequence[str]) -> dict[str, typing.Any]:

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ip2p.training.sharding import fill, local
+
 
 def decay_at(updates: int, decay: float) -> float:
     """The decay of update number ``updates`` (the first is 1): ``min(decay, (1 + n) / (10 + n))`` (the original's)."""
@@ -27,8 +29,8 @@ class Ema:
     @torch.no_grad()
     def update(self, parameters: Mapping[str, torch.Tensor], updates: int) -> None:
         """Move towards ``parameters``; ``updates`` counts this one too."""
-        averages = list(self.averages.values())
-        now = [parameters[name].detach().float() for name in self.averages]
+        averages = local(self.averages.values())
+        now = local(parameters[name].detach().float() for name in self.averages)
         torch._foreach_lerp_(averages, now, 1.0 - decay_at(updates, self.decay))
 
     @contextmanager
@@ -46,4 +48,4 @@ class Ema:
 def copy_into(parameters: Mapping[str, torch.Tensor], values: Mapping[str, typing.Any]) -> None:
     """Copy each of ``values`` into the parameter of its name."""
     for name, value in values.items():
-        parameters[name].copy_(value)
+        fill(parameters[name], value)

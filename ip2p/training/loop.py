@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from ip2p.errors import TrainingError
 from ip2p.storage import Folder
@@ -27,6 +28,7 @@ from ip2p.training.loss import NoiseSchedule, autocast, image_latents, sample_lo
 from ip2p.training.order import Order
 from ip2p.training.pair_columns import PairColumns, PairSource
 from ip2p.training.recipe import TrainingRecipe
+from ip2p.training.sharding import local
 from ip2p.training.state import TrainingState, as_checkpoint
 
 Average = Callable[[Sequence[torch.Tensor]], None]
@@ -111,9 +113,11 @@ def batch_losses(state: TrainingState, batch: MicroBatch, schedule: NoiseSchedul
 def clip(gradients: Sequence[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Scale ``gradients`` in place to a total norm of at most ``max_norm`` (0 = leave them); the norm they had."""
     norm = torch.nn.utils.get_total_norm(gradients)
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
     if max_norm:
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(list(gradients), scale)
+        torch._foreach_mul_(local(gradients), scale)
     return norm
 
 
@@ -147,8 +151,10 @@ def train(
         saving = state.step % recipe.checkpoint_every == 0 or state.step == last
         if saving or state.step % report_every == 0:
             report(meter.read(state.step))
-        if saving and rank == 0 and checkpoints is not None:
-            save_checkpoint(checkpoints, as_checkpoint(state, about or {}), recipe.keep_checkpoints)
+        if saving and checkpoints is not None:
+            checkpoint = as_checkpoint(state, about or {})
+            if rank == 0:
+                save_checkpoint(checkpoints, checkpoint, recipe.keep_checkpoints)
 
 
 def ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:

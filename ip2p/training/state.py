@@ -20,6 +20,7 @@ from ip2p.training.ema import Ema, copy_into
 from ip2p.training.lora import add_lora
 from ip2p.training.loss import Forward, memory_format
 from ip2p.training.recipe import TrainingRecipe
+from ip2p.training.sharding import fill, shard_unet, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 MAY_CHANGE = ("name", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints")
@@ -39,17 +40,24 @@ class TrainingState:
     step: int = 0  # optimizer steps done
 
 
-def start_training(unet: typing.Any, recipe: TrainingRecipe, gradient_checkpointing: bool = False) -> TrainingState:
+def start_training(
+    unet: typing.Any, recipe: TrainingRecipe, gradient_checkpointing: bool = False, shard: bool = False
+) -> TrainingState:
     """Widen ``unet`` (text-to-image, or an edit model already), make it float32 and trainable, and build the rest.
 
-    ``gradient_checkpointing`` trades a third more arithmetic for memory. Raises CheckpointError for a UNet of a width
+    ``gradient_checkpointing`` trades a third more arithmetic for memory; ``shard`` cuts all of it over the workers of
+    the process group. Raises CheckpointError for a UNet of a width
     that cannot be used, InputError where LoRA is asked for without peft.
     """
-    unet = widen(unet).float().requires_grad_(True).train().to(memory_format=memory_format(unet.device))
+    unet = widen(unet).float().requires_grad_(True).train()
+    # Only weights in the usual memory order can be cut into shards.
+    unet = unet.to(memory_format=torch.contiguous_format if shard else memory_format(unet.device))
     if recipe.lora_rank:
         add_lora(unet, recipe.lora_rank, recipe.seed)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if shard:
+        shard_unet(unet)
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
@@ -58,11 +66,15 @@ def start_training(unet: typing.Any, recipe: TrainingRecipe, gradient_checkpoint
 
 
 def as_checkpoint(state: TrainingState, about: Mapping[str, str]) -> Checkpoint:
-    """What ``restore`` needs. ``about`` names what the run depends on beside its recipe: base weights, pairs."""
+    """What ``restore`` needs. ``about`` names what the run depends on beside its recipe: base weights, pairs.
+
+    Where the state is sharded all workers must call this, and worker 0 is given the tensors.
+    """
     tensors: dict[str, Tensors] = {"unet": dict(state.parameters), "ema": state.ema.averages}
     for moment in MOMENTS:
         of = ((name, state.optimizer.state.get(p, {}).get(moment)) for name, p in state.parameters.items())
         tensors[f"optimizer_{moment}"] = {name: value for name, value in of if value is not None}
+    tensors = {group: {name: whole(value) for name, value in held.items()} for group, held in tensors.items()}
     known = {"recipe": dataclasses.asdict(state.recipe), "about": dict(about)}
     return Checkpoint(state.step, known, tensors)
 
@@ -91,7 +103,7 @@ def _laid_out_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor
     """In the parameter's memory order, as the optimizer would have made it: another order may move last bits."""
     if value.shape != parameter.shape:
         return value.to(parameter.device, copy=True)  # the scalar count of steps
-    return torch.empty_like(parameter).copy_(value)
+    return fill(torch.empty_like(parameter), value)
 
 
 def _check_same_run(checkpoint: Checkpoint, recipe: TrainingRecipe, about: Mapping[str, str]) -> None:

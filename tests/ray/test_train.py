@@ -134,9 +134,10 @@ def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_avera
 
 
 @pytest.mark.timeout(600)
-def test_two_workers_on_pictures_differ_from_one_by_roundings_alone(inputs, undisturbed, tmp_path):
+@pytest.mark.parametrize("flags", [(), ("--shard",)], ids=["each-has-all", "each-has-a-half"])
+def test_two_workers_on_pictures_differ_from_one_by_roundings_alone(inputs, undisturbed, tmp_path, flags):
     output = tmp_path / "edit"
-    finished(start(inputs, output, "--workers", "2"))
+    finished(start(inputs, output, "--workers", "2", *flags))
     one = _tensors(undisturbed, tmp_path, "unet-000.safetensors")
     two = load_file(_checkpoint(output) / "unet-000.safetensors").values()
     assert max((a - b).abs().max().item() for a, b in zip(one, two, strict=True)) < 1e-4

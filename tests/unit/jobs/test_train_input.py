@@ -113,3 +113,7 @@ def test_more_steps_are_no_other_training(base, pairs, tmp_path):
         recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", f"steps={steps}"])
         train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
     assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["steps"] == 8
+
+
+def test_shards_of_low_rank_additions(job):
+    assert "--shard and lora_rank exclude each other" in job("--shard", "--set", "lora_rank=4")

@@ -1,0 +1,103 @@
+"""A real group of two processes, each with a part of the weights, against one process with all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from tiny_family import tiny_unet
+
+from ip2p.errors import InputError
+from ip2p.storage import open_folder
+from ip2p.training.checkpoints import Checkpoint, latest_whole
+from ip2p.training.loop import train
+from ip2p.training.loss import NoiseSchedule
+from ip2p.training.recipe import TrainingRecipe
+from ip2p.training.sharding import check_shards
+from ip2p.training.state import restore, start_training
+
+WORLD = 2
+
+
+def work(rank: int, folder: str, recipe: TrainingRecipe, rows: typing.Any, schedule: NoiseSchedule) -> None:
+    """One worker of two: go on from the last checkpoint in ``folder``, if any, to the end."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store-{recipe.steps}", rank=rank, world_size=WORLD)
+    try:
+        state = start_training(tiny_unet(), recipe, shard=True)
+        checkpoints = open_folder(f"{folder}/checkpoints")
+        found = latest_whole(checkpoints)
+        if found is not None:
+            restore(state, found, {})
+        held = sum(p.to_local().numel() for p in state.parameters.values())  # type: ignore[attr-defined]
+        full = sum(p.numel() for p in state.parameters.values())
+        Path(folder, f"share-{rank}").write_text(str(held / full))
+        train(state, rows, schedule, checkpoints=checkpoints, rank=rank, world=WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def in_two_processes(folder: Path, recipe: TrainingRecipe, rows: typing.Any, schedule: NoiseSchedule) -> Checkpoint:
+    torch.multiprocessing.spawn(work, (str(folder), recipe, rows, schedule), nprocs=WORLD)
+    found = latest_whole(open_folder(f"{folder}/checkpoints"))
+    assert found is not None
+    return found
+
+
+def in_one(folder: Path, recipe: TrainingRecipe, rows: typing.Any, schedule: NoiseSchedule) -> Checkpoint:
+    state = start_training(tiny_unet(), recipe)
+    checkpoints = open_folder(f"{folder}/checkpoints")
+    found = latest_whole(checkpoints)
+    if found is not None:
+        restore(state, found, {})
+    train(state, rows, schedule, checkpoints=checkpoints)
+    found = latest_whole(checkpoints)
+    assert found is not None
+    return found
+
+
+def assert_close(one: Checkpoint, other: Checkpoint) -> None:
+    assert one.step == other.step
+    assert one.tensors.keys() == other.tensors.keys()
+    for group, tensors in one.tensors.items():
+        assert tensors.keys() == other.tensors[group].keys()
+        for name, value in tensors.items():
+            torch.testing.assert_close(value, other.tensors[group][name], atol=1e-4, rtol=1e-3, msg=f"{group} {name}")
+
+
+@pytest.fixture
+def few_steps(recipe: TrainingRecipe) -> TrainingRecipe:
+    """An average of the last steps mostly, and gradients that clipping does shorten."""
+    return dataclasses.replace(recipe, ema_decay=0.5, max_grad_norm=0.05, steps=4)
+
+
+def test_two_shards_train_as_one_whole_and_each_holds_half(
+    few_steps: TrainingRecipe, random_rows: typing.Any, schedule: NoiseSchedule, tmp_path: Path
+) -> None:
+    sharded = in_two_processes(tmp_path, few_steps, random_rows, schedule)
+    assert_close(sharded, in_one(tmp_path / "one", few_steps, random_rows, schedule))
+    shares = [float((tmp_path / f"share-{rank}").read_text()) for rank in range(WORLD)]
+    assert sum(shares) == pytest.approx(1)
+    assert max(shares) < 0.6
+
+
+@pytest.mark.parametrize("sharded_first", [True, False])
+def test_a_run_goes_on_sharded_or_whole_whatever_it_was(
+    few_steps: TrainingRecipe, random_rows: typing.Any, schedule: NoiseSchedule, tmp_path: Path, sharded_first: bool
+) -> None:
+    undisturbed = in_one(tmp_path / "undisturbed", few_steps, random_rows, schedule)
+    half = dataclasses.replace(few_steps, steps=2)
+    kinds: list[Callable[..., Checkpoint]] = [in_two_processes, in_one] if sharded_first else [in_one, in_two_processes]
+    kinds[0](tmp_path, half, random_rows, schedule)
+    assert_close(kinds[1](tmp_path, few_steps, random_rows, schedule), undisturbed)
+
+
+def test_a_batch_that_workers_cannot_share_equally_is_refused() -> None:
+    check_shards(12, (1, 4))
+    with pytest.raises(InputError, match=r"global_batch=12 is no multiple of 5 workers"):
+        check_shards(12, (4, 6))
