@@ -7,7 +7,6 @@ an actor without a CPU share: the driver shows progress and feeds trackers, work
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import threading
@@ -258,6 +257,7 @@ def look_at_held_out(
     if not work.look_every or not work.splits.get("val"):
         return None
     from ip2p.training.edit_grid import draw_grid, grid_pairs
+    from ip2p.training.edit_model import with_scales
     from ip2p.training.held_out import held_out_losses
 
     device = next(iter(state.parameters.values())).device
@@ -271,8 +271,7 @@ def look_at_held_out(
             losses: np.ndarray = held_out_losses(
                 state.unet, source, schedule, limit=256, precision=work.recipe.precision
             )
-            model = dataclasses.replace(base, unet=state.unet)
-            grid = draw_grid(model, pairs, work.recipe.resolution)
+            grid = draw_grid(with_scales(base, state.unet, work.recipe), pairs, work.recipe.resolution)
             state.unet.train()
         name = f"grids/step-{step:08d}.png"
         if rank == 0:

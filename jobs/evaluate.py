@@ -50,8 +50,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="what takes the exam (default: all)")
     add("--curve", action="store_true", help="the paper's curve instead of the exam")
     add("--pairs", nargs="+", default=[], metavar="RUN", help="take the curve's pictures from these runs' test split")
-    add("--cfg-text", type=float, nargs="+", default=[7.5], help="s_T; the curve takes several (default %(default)s)")
-    add("--cfg-image", type=float, nargs="+", default=None, help="s_I (default 1.5; of the curve 1.0 to 2.2)")
+    add("--cfg-text", type=float, nargs="+", help="s_T; the curve takes several (default: the model's own, or 7.5)")
+    add("--cfg-image", type=float, nargs="+", help="s_I (default: the model's own, or 1.5; of the curve 1.0 to 2.2)")
     add("--steps", type=int, default=20, help="denoising steps (default %(default)s; the released script took 20)")
     add("--strength", type=float, default=0.75, help="of SDEdit, 0..1 (default %(default)s)")
     add("--sdedit-cfg", type=float, default=7.5, help="guidance scale of SDEdit (default %(default)s)")
@@ -84,23 +84,24 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     """What every worker is given. Raises an Ip2pError for what cannot be measured, before a cluster is joined."""
     from ip2p.editing.editor import check_settings
     from ip2p.evaluation.trade_off import IMAGE_GUIDANCE_SCALES
-    from ip2p.models.components import model_folder
+    from ip2p.models.components import model_folder, own_scales
     from jobs._ray_evaluate import Settings
 
-    scales = args.cfg_image or (list(IMAGE_GUIDANCE_SCALES) if args.curve else [1.5])
-    for s_t in args.cfg_text:
-        for s_i in scales:
+    own_text, own_image = own_scales(model_folder("edit_model", args.model, setting="--model"))
+    text_scales = args.cfg_text or [own_text]
+    image_scales = args.cfg_image or (list(IMAGE_GUIDANCE_SCALES) if args.curve else [own_image])
+    for s_t in text_scales:
+        for s_i in image_scales:
             check_settings(args.steps, "euler_ancestral", args.seed, s_t, s_i)
     if args.examples < 1:
         raise InputError(f"--examples must be at least 1, got {args.examples}")
     if args.pairs and not args.curve:
         raise InputError("--pairs has no known answers to be examined on; add --curve, or leave it out")
-    if not args.curve and (len(args.cfg_text) > 1 or len(scales) > 1):
+    if not args.curve and len(text_scales) * len(image_scales) > 1:
         raise InputError("the exam takes one --cfg-text and one --cfg-image; several are for --curve")
-    model_folder("edit_model", args.model, setting="--model")
     return Settings(
-        args.model, recipe, tuple(args.cfg_text), tuple(scales), args.steps, args.strength, args.sdedit_cfg, args.seed,
-        args.exam,
+        args.model, recipe, tuple(text_scales), tuple(image_scales), args.steps, args.strength, args.sdedit_cfg,
+        args.seed, args.exam,
     )  # fmt: skip
 
 

@@ -55,8 +55,8 @@ class Editor:
         instructions: Sequence[str],
         *,
         steps: int = 100,
-        guidance_scale: float | Sequence[float] = 7.5,
-        image_guidance_scale: float | Sequence[float] = 1.5,
+        guidance_scale: float | Sequence[float] | None = None,
+        image_guidance_scale: float | Sequence[float] | None = None,
         seed: int | Sequence[int] = 0,
         negative_prompt: str | Sequence[str] = "",
         resolution: int | None = None,
@@ -66,7 +66,8 @@ class Editor:
     ) -> list[np.ndarray]:
         """Edit n pictures ``(H, W, 3)`` uint8 of any sizes; returns n of them. The defaults are the original's.
 
-        A single scale, seed or negative prompt is every edit's. ``resolution`` (pixels; None: the model's own) goes
+        A single scale, seed or negative prompt is every edit's. Scales of None are the model's own (7.5 and 1.5 unless
+        its maker says otherwise). ``resolution`` (pixels; None: the model's own) goes
         into the size rule of ``ip2p.editing.resize``. With ``restore_size`` nothing is cut off and results have the
         size of their inputs; otherwise results have the working size, cut as the original cuts. An empty instruction
         gives the resized input, unedited. ``negative_prompt`` takes the place of the empty text.
@@ -78,7 +79,11 @@ class Editor:
         """
         side = self.resolution if resolution is None else resolution
         fitted = [self._fitted(image, side, restore_size) for image in images]
-        columns = (instructions, negative_prompt, seed, guidance_scale, image_guidance_scale)
+        scales = (
+            self.model.guidance_scale if guidance_scale is None else guidance_scale,
+            self.model.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
+        )
+        columns = (instructions, negative_prompt, seed, *scales)
         values = zip(*(_for_each(column, len(fitted)) for column in columns), strict=True)
         requests = [Request(one, *rest) for one, rest in zip(fitted, values, strict=True)]
         for request in requests:
@@ -153,8 +158,10 @@ def image_latents(model: EditModel, pictures: Sequence[np.ndarray]) -> torch.Ten
     return latents_of(model.vae, pictures) * scale
 
 
-def check_settings(steps: int, sampler: str, seed: int, guidance_scale: float, image_guidance_scale: float) -> None:
-    """Raise InputError where an edit cannot be made so."""
+def check_settings(
+    steps: int, sampler: str, seed: int, guidance_scale: float | None, image_guidance_scale: float | None
+) -> None:
+    """Raise InputError where an edit cannot be made so; a scale of None is the model's own."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     if sampler not in SAMPLERS:
@@ -162,7 +169,7 @@ def check_settings(steps: int, sampler: str, seed: int, guidance_scale: float, i
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must be between 0 and 2**63 - 1, got {seed}")
     for name, scale in (("guidance_scale", guidance_scale), ("image_guidance_scale", image_guidance_scale)):
-        if not 0 <= scale <= MAX_SCALE:
+        if scale is not None and not 0 <= scale <= MAX_SCALE:
             raise InputError(f"{name} must be between 0 and {MAX_SCALE:g}, got {scale}")
 
 

@@ -34,6 +34,7 @@ if typing.TYPE_CHECKING:
 EMBEDDED_WEIGHTS = Path(__file__).resolve().parents[1] / "postcards" / "weights"
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 EDIT_MODEL_FILE = "edit_model.json"
+EDIT_SETTINGS = ("image_latent_scaled", "guidance_scale", "image_guidance_scale")
 """Beside ``model_index.json``: what an edit model's folder says that no file of diffusers has a place for."""
 
 
@@ -54,7 +55,8 @@ class EditModel:
     """A text-to-image model whose UNet also sees the original image, frozen and in eval mode.
 
     ``image_latent_scaled`` is how it was trained to see it: False (the original's, and Stable Diffusion 1.5's way) as
-    the mode of the VAE's posterior as it is, True as that mode times the VAE's scaling factor.
+    the mode of the VAE's posterior as it is, True as that mode times the VAE's scaling factor. The two guidance scales
+    are those that an edit gets when nobody asks for others; the original's, unless the model's maker measured better.
     """
 
     unet: typing.Any  # UNet2DConditionModel in the wanted dtype; in_channels = noisy latent, then image latent
@@ -64,6 +66,8 @@ class EditModel:
     scheduler_config: dict[str, typing.Any]
     sha256: dict[str, str]
     image_latent_scaled: bool = False
+    guidance_scale: float = 7.5
+    image_guidance_scale: float = 1.5
 
 
 @dataclass(frozen=True)
@@ -117,8 +121,14 @@ def load_edit_model(
     where it cannot be used; a text-to-image model is refused with the way to train one.
     """
     found = model_folder("edit_model", str(folder))
-    scaled = _image_latent_scaled(found / EDIT_MODEL_FILE)
-    return EditModel(**_load_parts(found, dtype, device, (2,)), image_latent_scaled=scaled)
+    return EditModel(**_load_parts(found, dtype, device, (2,)), **_edit_settings(found / EDIT_MODEL_FILE))
+
+
+def own_scales(folder: Path) -> tuple[float, float]:
+    """guidance_scale and image_guidance_scale of the edit model in ``folder``, without loading it."""
+    found = _edit_settings(folder / EDIT_MODEL_FILE)
+    text, image = (found.get(name, getattr(EditModel, name)) for name in ("guidance_scale", "image_guidance_scale"))
+    return text, image
 
 
 def load_base(folder: str | Path = EMBEDDED, device: str | torch.device = "auto") -> EditModel:
@@ -127,8 +137,7 @@ def load_base(folder: str | Path = EMBEDDED, device: str | torch.device = "auto"
     The UNet keeps its width (``ip2p.models.widening`` makes it wider). Raises like ``load_edit_model``.
     """
     found = model_folder("text_to_image", str(folder), setting="base")
-    scaled = _image_latent_scaled(found / EDIT_MODEL_FILE)
-    return EditModel(**_load_parts(found, "float32", device, (1, 2)), image_latent_scaled=scaled)
+    return EditModel(**_load_parts(found, "float32", device, (1, 2)), **_edit_settings(found / EDIT_MODEL_FILE))
 
 
 def load_clip(models: Models, device: str | torch.device = "auto") -> Clip:
@@ -219,12 +228,17 @@ def _load_parts(
     }
 
 
-def _image_latent_scaled(path: Path) -> bool:
-    """False where there is no such file: folders of other makers follow the original."""
-    found = _read_json(path).get("image_latent_scaled") if path.is_file() else False
-    if not isinstance(found, bool):
-        raise CheckpointError(f"{path}: found image_latent_scaled {found!r}, expected true or false; correct the file")
-    return found
+def _edit_settings(path: Path) -> dict[str, typing.Any]:
+    """What ``edit_model.json`` says; nothing where there is no such file: other makers follow the original."""
+    found = _read_json(path) if path.is_file() else {}
+    settings = {name: found[name] for name in EDIT_SETTINGS if name in found}
+    if not isinstance(settings.get("image_latent_scaled", False), bool):
+        wrong = settings["image_latent_scaled"]
+        raise CheckpointError(f"{path}: found image_latent_scaled {wrong!r}, expected true or false; correct the file")
+    for name, value in settings.items():
+        if name != "image_latent_scaled" and (not isinstance(value, int | float) or value < 0):
+            raise CheckpointError(f"{path}: found {name} {value!r}, expected a number from 0 on; correct the file")
+    return settings
 
 
 def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype) -> tuple[typing.Any, str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ip2p.errors import InputError, StorageError
 from ip2p.models.checkpoint import write_manifest
-from ip2p.models.components import EDIT_MODEL_FILE, EditModel
+from ip2p.models.components import EDIT_MODEL_FILE, EDIT_SETTINGS, EditModel
 
 SCHEDULER = "EulerAncestralDiscreteScheduler"
 SCHEDULE = (
@@ -94,7 +94,7 @@ def _write_parts(model: EditModel, folder: Path, dtype: str | None) -> None:
         _in_dtype(getattr(model, name), dtype).save_pretrained(folder / name, safe_serialization=True)
     model.tokenizer.save_pretrained(folder / "tokenizer")
     _write_json(folder / "scheduler" / "scheduler_config.json", euler_ancestral_config(model.scheduler_config))
-    _write_json(folder / EDIT_MODEL_FILE, {"image_latent_scaled": model.image_latent_scaled})
+    _write_json(folder / EDIT_MODEL_FILE, {name: getattr(model, name) for name in EDIT_SETTINGS})
     _write_json(folder / "model_index.json", model_index())
 
 

@@ -34,7 +34,7 @@ def grid_pairs(shards: Sequence[ShardRows], count: int = PAIRS) -> list[Record]:
 
 
 def draw_grid(model: EditModel, pairs: Sequence[Record], resolution: int) -> bytes:
-    """PNG of ``pairs`` as edited by ``model`` at ``resolution`` pixels, at the original's scales and seed 0."""
+    """PNG of ``pairs`` as edited by ``model`` at ``resolution`` pixels, at the model's own scales and seed 0."""
     squares = [
         square_pair(pair["original_image"]["bytes"], pair["edited_image"]["bytes"], pair["pair_id"], resolution)
         for pair in pairs

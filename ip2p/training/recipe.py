@@ -40,6 +40,8 @@ class TrainingRecipe:
     precision: str = "bfloat16"  # of the UNet's arithmetic; weights, EMA and optimizer are float32 (the original: all)
     checkpoint_every: int = 1000  # steps
     keep_checkpoints: int = 3
+    guidance_scale: float = 7.5  # s_T and s_I that the exported model edits with when nobody asks for others;
+    image_guidance_scale: float = 1.5  # nothing of the training depends on them
     lora_rank: int = 0  # 0 = all weights are trained; else only low-rank additions (peft) and conv_in
 
     def to_json(self) -> str:
@@ -100,6 +102,8 @@ def check_training_recipe(recipe: TrainingRecipe) -> None:
         (recipe.precision in PRECISIONS, f"precision is {' or '.join(PRECISIONS)}"),
         (recipe.checkpoint_every >= 1, "checkpoint_every must be at least 1 step"),
         (recipe.keep_checkpoints >= 1, "keep_checkpoints must be at least 1"),
+        (recipe.guidance_scale >= 0, "guidance_scale must be at least 0"),
+        (recipe.image_guidance_scale >= 0, "image_guidance_scale must be at least 0"),
         (recipe.lora_rank >= 0, "lora_rank must be at least 0 (0 = train all weights)"),
     )
     for holds, message in rules:

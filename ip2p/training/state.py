@@ -23,7 +23,9 @@ from ip2p.training.recipe import TrainingRecipe
 from ip2p.training.sharding import fill, shard_unet, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
-MAY_CHANGE = ("name", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints")
+MAY_CHANGE = (
+    "name", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints", "guidance_scale", "image_guidance_scale",
+)  # fmt: skip
 """Recipe fields with which a run may go on under another value."""
 
 

@@ -16,7 +16,7 @@ from ip2p.editing.editor import Editor
 from ip2p.errors import CheckpointError, InputError, StorageError
 from ip2p.models import export
 from ip2p.models.checkpoint import verify_manifest
-from ip2p.models.components import EditModel, load_edit_model, load_text_to_image
+from ip2p.models.components import EditModel, load_edit_model, load_text_to_image, own_scales
 from ip2p.models.export import euler_ancestral_config, save_edit_model
 
 
@@ -125,6 +125,18 @@ def test_folder_appears_whole_or_not_at_all(model: EditModel, tmp_path: Path, mo
     with pytest.raises(StorageError, match=r"model: cannot be written \(No space left on device\)"):
         save_edit_model(model, tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scales_of_its_own_travel_with_the_model(model: EditModel, saved: Path, tmp_path: Path) -> None:
+    assert own_scales(saved) == (7.5, 1.5)
+    save_edit_model(dataclasses.replace(model, guidance_scale=3.0, image_guidance_scale=1.2), tmp_path / "model")
+    loaded = load_edit_model(tmp_path / "model", device="cpu")
+    assert (loaded.guidance_scale, loaded.image_guidance_scale) == (3.0, 1.2) == own_scales(tmp_path / "model")
+    asked = Editor(model).edit([picture()], ["make it night"], steps=2, guidance_scale=3.0, image_guidance_scale=1.2)
+    assert np.array_equal(Editor(loaded).edit([picture()], ["make it night"], steps=2)[0], asked[0])
+    (tmp_path / "model" / "edit_model.json").write_text('{"guidance_scale": "high"}')
+    with pytest.raises(CheckpointError, match=r"edit_model\.json: found guidance_scale 'high', expected a number"):
+        own_scales(tmp_path / "model")
 
 
 def test_convention_is_read_from_the_folder_and_checked(model: EditModel, tmp_path: Path) -> None:

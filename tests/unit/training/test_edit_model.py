@@ -1,0 +1,18 @@
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+from ip2p.models.components import EditModel, TextToImage
+from ip2p.training.edit_model import trained_edit_model
+from ip2p.training.recipe import TrainingRecipe
+from ip2p.training.state import start_training
+
+
+def test_the_model_is_given_the_scales_of_the_recipe(
+    new_unet: Callable[..., typing.Any], recipe: TrainingRecipe, model: TextToImage
+) -> None:
+    state = start_training(new_unet(), dataclasses.replace(recipe, guidance_scale=3.0, image_guidance_scale=1.2))
+    made = trained_edit_model(EditModel(**vars(model)), state)
+    assert (made.guidance_scale, made.image_guidance_scale) == (3.0, 1.2)
