@@ -5,6 +5,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 UV := $(shell command -v uv 2>/dev/null)
 DEMO := $(CURDIR)/out/demo
+FAMILY := ip2p/postcards/weights
+CORPUS := build/edit_corpus
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test test-unit lint bench weights clean
@@ -26,10 +28,15 @@ endif
 	$(BIN)/python -m pip install --no-deps --no-build-isolation --no-index --quiet --editable .
 	@touch $@
 
-demo: $(STAMP)  ## a private Ray, one datagen job on the shipped weights, a contact sheet to look at
+demo: $(STAMP)  ## pairs from a private Ray, a few training steps on them, an edit with the shipped model
 	$(BIN)/python -m cluster.local run -- ray job submit --working-dir . -- \
 		python jobs/datagen.py --recipe postcard --prompts 24 --output "$(DEMO)"
-	@echo "look at:" && ls "$(DEMO)/contact_sheet.png"
+	$(BIN)/python jobs/train.py --pairs "$(DEMO)" --output "$(DEMO)-training" --cache-latents \
+		--set steps=40 --set checkpoint_every=20 --set warmup=5 --report-every 10
+	$(BIN)/python -m ip2p postcard --seed 5 --output "$(DEMO)/postcard.png"
+	$(BIN)/python -m ip2p edit --input "$(DEMO)/postcard.png" --edit "make it night" --seed 0 --quiet \
+		--output "$(DEMO)/edited.png" --compare "$(DEMO)/before_after.png"
+	@echo "look at:" && ls "$(DEMO)/contact_sheet.png" "$(DEMO)-training/grids/"* "$(DEMO)/before_after.png"
 
 test: $(STAMP)  ## all tests: the library, then Ray and real servers
 	$(BIN)/python -m pytest tests/unit
@@ -47,7 +54,15 @@ bench: $(STAMP)  ## the measurements behind the documented numbers
 	set -e; for name in datagen postcard_pictures postcard_pairs; do $(BIN)/python bench/$$name.py; done
 
 weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
-	$(BIN)/python jobs/pretrain.py --output ip2p/postcards/weights
+	$(BIN)/python jobs/pretrain.py --output $(FAMILY)
+	$(BIN)/python -m ip2p postcard --quiet --seed 11 --triplets 3000 --output $(CORPUS)/triplets.jsonl
+	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --set seed=11 --triplets $(CORPUS)/triplets.jsonl \
+		--prompts 3000 --output $(CORPUS)/run
+	rm -rf $(CORPUS)/back
+	$(BIN)/python -m ip2p invert --input $(CORPUS)/run --triplets $(CORPUS)/triplets.jsonl --output $(CORPUS)/back
+	$(BIN)/python jobs/train.py --pairs $(CORPUS)/run $(CORPUS)/back --cache-latents --export-dtype float16 \
+		--output $(CORPUS)/training
+	$(BIN)/python jobs/pretrain.py --stages edit_model --edit-model $(CORPUS)/training/model --output $(FAMILY)
 
 clean:  ## caches; not .venv, build/ or out/
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

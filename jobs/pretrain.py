@@ -3,6 +3,7 @@
 
 Stages in order: vae, clip, latents, unet, lm, reader, save. Each goes on from its last checkpoint, so the command may
 be stopped at any time and run again. On two CPU cores the defaults take about three hours; on one GPU, minutes.
+One more stage, edit_model, takes in a model that jobs/train.py made with the others; `make weights` does all of it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 PARTS = ("text_to_image", "clip", "triplet_lm", "reader")
 STAGES = ("vae", "clip", "latents", "unet", "lm", "reader", "save")
+TAKE_IN = "edit_model"
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,6 +35,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, default=Path("build/pretrain"), help="checkpoints and drawings (default %(default)s)")
     add("--start", type=Path, default=None, help="go on from the weights of this family instead of from nothing")
     add("--stages", default=",".join(STAGES), help="comma-separated, in order (default %(default)s)")
+    add("--edit-model", type=Path, default=None, metavar="DIR", help="model of jobs/train.py, for stage edit_model")
     add("--device", default="auto", help="cpu, cuda or auto (default)")
     add("--threads", type=int, default=0, help="CPU threads, 0 = all cores (default)")
     add("--drawings", type=int, default=100_000, help="drawings in the training set (default %(default)s)")
@@ -42,9 +45,11 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--lm-steps", type=int, default=3000, help="of 32 triplets (default %(default)s)")
     add("--reader-steps", type=int, default=14_000, help="of 64 drawings (default %(default)s)")
     args = parser.parse_args(argv)
-    unknown = set(args.stages.split(",")) - set(STAGES)
+    unknown = set(args.stages.split(",")) - {*STAGES, TAKE_IN}
     if unknown:
-        parser.error(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join(STAGES)}")
+        parser.error(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join((*STAGES, TAKE_IN))}")
+    if (args.edit_model is None) != (TAKE_IN not in args.stages.split(",")):
+        parser.error(f"--edit-model and --stages {TAKE_IN} need each other")
     return args
 
 
@@ -58,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.start:
         start_from(args.start, args.work)
     stages = args.stages.split(",")
-    for stage in STAGES:
+    for stage in (*STAGES, TAKE_IN):
         if stage in stages:
             print(f"== {stage}", flush=True)
             globals()[f"run_{stage}"](args, device)
@@ -187,6 +192,12 @@ def run_save(args: argparse.Namespace, device: str) -> None:
     for part in PARTS:
         write_manifest(args.output / part, about)
     print(f"{args.output}: {sum(f.stat().st_size for f in args.output.rglob('*') if f.is_file()) / 1e6:.1f} MB")
+
+
+def run_edit_model(args: argparse.Namespace, device: str) -> None:
+    from ip2p.postcards.family.edit_model import take_in_edit_model
+
+    take_in_edit_model(args.edit_model, args.output)
 
 
 def _steps(work: Path) -> dict[str, int]:

@@ -92,6 +92,7 @@ def euler_ancestral_config(scheduler_config: Mapping[str, typing.Any]) -> dict[s
 def _write_parts(model: EditModel, folder: Path, dtype: str | None) -> None:
     for name in ("unet", "vae", "text_encoder"):
         _in_dtype(getattr(model, name), dtype).save_pretrained(folder / name, safe_serialization=True)
+        _forget_origin(folder / name / "config.json")
     model.tokenizer.save_pretrained(folder / "tokenizer")
     _write_json(folder / "scheduler" / "scheduler_config.json", euler_ancestral_config(model.scheduler_config))
     _write_json(folder / EDIT_MODEL_FILE, {name: getattr(model, name) for name in EDIT_SETTINGS})
@@ -102,6 +103,13 @@ def _in_dtype(module: typing.Any, dtype: str | None) -> typing.Any:
     import torch
 
     return module if dtype is None else copy.deepcopy(module).to(getattr(torch, dtype))
+
+
+def _forget_origin(path: Path) -> None:
+    """Drop the folder that a part was read from: it means nothing elsewhere, and the same part has the same bytes."""
+    config = json.loads(path.read_text())
+    config.pop("_name_or_path", None)
+    _write_json(path, config)
 
 
 def _write_json(path: Path, content: Mapping[str, typing.Any]) -> None:

@@ -48,7 +48,7 @@ def test_bad_overrides_are_refused_with_what_is_known(override, said):
 
 
 def test_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(RecipeError, match="postcard, sd15"):
+    with pytest.raises(RecipeError, match="postcard, postcard-corpus, sd15"):
         load_recipe("sd16")
 
 

@@ -38,6 +38,14 @@ def same_tensors(one: torch.nn.Module, other: torch.nn.Module) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_the_folder_does_not_tell_where_its_parts_were_read(saved: Path, tmp_path: Path) -> None:
+    save_edit_model(load_edit_model(saved, device="cpu"), tmp_path / "again")
+    told = [path for path in (tmp_path / "again").rglob("*.json") if str(saved) in path.read_text()]
+    assert told == []
+    for name in ("unet/config.json", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"):
+        assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
+
+
 def picture() -> np.ndarray:
     return np.random.default_rng(4).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
