@@ -229,15 +229,17 @@ def finish(args: argparse.Namespace, work: Work, folder: Folder, seconds: float)
 
 def export(work: Work, folder: Folder, dtype: str) -> None:
     """The edit model of the last checkpoint as ``model/``, by its averaged weights."""
+    from ip2p.models.components import load_base
     from ip2p.models.export import save_edit_model
+    from ip2p.training.checkpoints import latest_whole
     from ip2p.training.edit_model import trained_edit_model
-    from jobs._ray_train import begin
 
-    base, state = begin(work, "cpu")
-    model = trained_edit_model(base, state)
+    last = latest_whole(open_folder(f"{work.output}/checkpoints"), groups=("ema",))
+    assert last is not None  # the training has just ended with one
+    model = trained_edit_model(load_base(work.recipe.base, "cpu"), last.tensors["ema"], work.recipe)
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / MODEL
-        save_edit_model(model, made, {"made_by": "jobs/train.py", "step": state.step, **work.about}, dtype)
+        save_edit_model(model, made, {"made_by": "jobs/train.py", "step": last.step, **work.about}, dtype)
         files = [path for path in made.rglob("*") if path.is_file()]
         # The manifest last: it says that the folder is whole.
         for path in sorted(files, key=lambda path: path == made / "manifest.json"):

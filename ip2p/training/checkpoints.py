@@ -11,7 +11,7 @@ import json
 import re
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +63,10 @@ def finished_steps(folder: Folder) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := FOLDER.match(name)))
 
 
-def latest_whole(folder: Folder) -> Checkpoint | None:
+def latest_whole(folder: Folder, groups: Collection[str] | None = None) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written; None where none was ever finished.
+
+    With ``groups`` only those tensors are read, and only their bytes are looked at.
 
     One that is damaged is named in a RuntimeWarning, and the one before is tried. Raises CheckpointError where all
     that there are are damaged: to start over without a word would be worse.
@@ -73,7 +75,7 @@ def latest_whole(folder: Folder) -> Checkpoint | None:
     problems = []
     for step in reversed(steps):
         try:
-            return read_checkpoint(folder, step)
+            return read_checkpoint(folder, step, groups)
         except CheckpointError as error:
             problems.append(str(error))
             warnings.warn(f"{error}; going back to the checkpoint before", RuntimeWarning, stacklevel=2)
@@ -85,7 +87,7 @@ def latest_whole(folder: Folder) -> Checkpoint | None:
     return None
 
 
-def read_checkpoint(folder: Folder, step: int) -> Checkpoint:
+def read_checkpoint(folder: Folder, step: int, groups: Collection[str] | None = None) -> Checkpoint:
     """Read and verify one checkpoint; raises CheckpointError with the file, the finding and the expectation.
 
     A place that cannot be reached is a StorageError: that says nothing about the checkpoint.
@@ -96,11 +98,11 @@ def read_checkpoint(folder: Folder, step: int) -> Checkpoint:
     tensors: dict[str, Tensors] = {}
     state: dict[str, typing.Any] = {}
     for part, entry in _manifest(folder, name).items():
-        data = _verified(folder, name + part, entry)
+        group = part.partition("-")[0]
         if part == STATE:
-            state = json.loads(data)
-        else:
-            tensors.setdefault(part.partition("-")[0], {}).update(load(data))
+            state = json.loads(_verified(folder, name + part, entry))
+        elif groups is None or group in groups:
+            tensors.setdefault(group, {}).update(load(_verified(folder, name + part, entry)))
     return Checkpoint(step, state, tensors)
 
 

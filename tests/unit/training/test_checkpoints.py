@@ -39,6 +39,17 @@ def folder(tmp_path: Path) -> LocalFolder:
     return LocalFolder(tmp_path / "checkpoints")
 
 
+def test_some_groups_can_be_read_without_the_others(folder: LocalFolder) -> None:
+    save_checkpoint(folder, checkpoint(3), keep=1)
+    group, *others = checkpoint(3).tensors
+    read = latest_whole(folder, groups=(group,))
+    assert read is not None
+    assert list(read.tensors) == [group]
+    assert read.state == checkpoint(3).state
+    assert all(torch.equal(value, read.tensors[group][name]) for name, value in checkpoint(3).tensors[group].items())
+    assert others
+
+
 def names(folder: LocalFolder) -> list[str]:
     return sorted(path.name for path in folder.root.iterdir())
 

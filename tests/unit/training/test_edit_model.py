@@ -13,6 +13,7 @@ from ip2p.training.state import start_training
 def test_the_model_is_given_the_scales_of_the_recipe(
     new_unet: Callable[..., typing.Any], recipe: TrainingRecipe, model: TextToImage
 ) -> None:
-    state = start_training(new_unet(), dataclasses.replace(recipe, guidance_scale=3.0, image_guidance_scale=1.2))
-    made = trained_edit_model(EditModel(**vars(model)), state)
+    scaled = dataclasses.replace(recipe, guidance_scale=3.0, image_guidance_scale=1.2)
+    base = EditModel(**{**vars(model), "unet": new_unet()})
+    made = trained_edit_model(base, start_training(new_unet(), recipe).ema.averages, scaled)
     assert (made.guidance_scale, made.image_guidance_scale) == (3.0, 1.2)

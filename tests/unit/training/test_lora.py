@@ -84,7 +84,8 @@ def test_the_merged_model_has_the_shape_of_any_other_and_edits_as_the_averaged_a
         if name in state.ema.averages:
             value.data.copy_(state.ema.averages[name])
     expected = outputs(with_additions.eval())
-    merged = trained_edit_model(EditModel(**vars(model)), state).unet
+    base = EditModel(**{**vars(model), "unet": new_unet()})
+    merged = trained_edit_model(base, state.ema.averages, lora_recipe).unet
     assert set(merged.state_dict()) == set(widen(new_unet()).state_dict())
     torch.testing.assert_close(outputs(merged), expected, atol=1e-5, rtol=1e-4)
     assert (expected - untrained).abs().max() > 1e-4
