@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ip2p.errors import InputError, Ip2pError
+from ip2p.storage import Folder
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +40,15 @@ def located(output: str) -> str:
     if "_ray_pkg_" in str(path):
         raise InputError(f"{output} would lie in Ray's temporary copy; give an absolute path or s3://…")
     return str(path)
+
+
+def check_ours(folder: Folder, ours: str, *theirs: str) -> None:
+    """Raise InputError where ``folder`` was not begun by us (no file ``ours``) and holds one of ``theirs``."""
+    if folder.exists(ours):
+        return
+    for name in theirs:
+        if folder.exists(name):
+            raise InputError(f"{folder.uri}: holds something else ({name}); choose another --output")
 
 
 def ended(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:

@@ -158,11 +158,9 @@ class EvaluatePart:
         return load_reader(embedded_folder("reader"))
 
 
-def evaluate_parts(settings: Settings, parts: Mapping[str, Part], team: Team) -> Iterator[tuple[str, typing.Any]]:
-    """Names and records of ``parts`` as they are done, or a FailedShard."""
-    import ray
-
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    pool = team.workers if team.gpus else (1, max(cores, team.workers[1]))
+def evaluate_parts(
+    settings: Settings, parts: Mapping[str, Part], team: Team, pool: tuple[int, int]
+) -> Iterator[tuple[str, typing.Any]]:
+    """Names and records of ``parts`` as they are done by ``pool`` (min, max) actors, or a FailedShard."""
     step = Step(EvaluatePart, (settings, device_of(team.gpus)), pool, 1.0 if team.gpus else 0.7, team.gpus)
     yield from run_steps([step], parts)

@@ -7,12 +7,14 @@ an actor without a CPU share: the driver shows progress and feeds trackers, work
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
 import threading
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ip2p.errors import InputError, Ip2pError, JobError, TrainingError
@@ -34,6 +36,7 @@ METRICS = "metrics.jsonl"
 CACHE_PARTS_AT_ONCE = 4096
 RETRIES = 4  # restarts of the group of workers before a run is given up
 LISTEN_EVERY_S = 0.5
+RESIZE_EVERY_S = 30.0  # seconds between looks for nodes that came; a larger group starts from the last checkpoint
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,9 @@ class Team:
     """How many train, and on what. Decides nothing but the speed."""
 
     workers: tuple[int, int]
-    gpus: float
-    cpus: float
+    gpus: float  # a worker
+    cpus: float  # a worker
+    cores: int  # of the cluster
 
 
 # ---- the latent cache, by Ray Data
@@ -98,7 +102,9 @@ def encode_parts(
     """Make the ``parts`` of the latent cache on the cluster; returns the manifest's entries of all their files."""
     assert work.identity is not None
     arguments = (work.recipe.base, work.cache, work.identity, device_of(team.gpus))
-    step = Step(EncodePart, arguments, (1, team.workers[1]), min(team.cpus, 0.9), team.gpus)
+    # One thread each: on CPUs as many as there are cores, whatever the training's share of them is.
+    at_most = team.workers[1] if team.gpus else max(1, team.cores)
+    step = Step(EncodePart, arguments, (1, at_most), min(team.cpus, 0.9), team.gpus)
     files: dict[str, typing.Any] = {}
     names = list(parts)
     for first in range(0, len(names), CACHE_PARTS_AT_ONCE):
@@ -155,6 +161,7 @@ def _train(work: Work, board: typing.Any) -> None:
         check_shards(work.recipe.global_batch, (world, world))
     told = (lambda text: board.tell.remote("note", text)) if rank == 0 else (lambda text: None)
     base, state = begin(work, device, told, work.shard)
+    check_same_step(state.step, world)
     schedule = noise_schedule(base.scheduler_config, base.vae.config, base.image_latent_scaled).to(device)
     # A UNet in parts only runs where all workers run it.
     look = look_at_held_out(work, base, state, schedule, rank) if rank == 0 or work.shard else None
@@ -172,7 +179,7 @@ def _train(work: Work, board: typing.Any) -> None:
 
     train(
         state, source_of(work, base, device, "train"), schedule, checkpoints=open_folder(f"{work.output}/checkpoints"),
-        about=work.about, report=report, report_every=work.report_every,
+        about=work.about, report=report, report_every=work.report_every, report_also_every=work.look_every,
         average=mean_over_workers if world > 1 and not work.shard else None, rank=rank, world=world,
     )  # fmt: skip
 
@@ -206,8 +213,11 @@ def begin(
     from ip2p.training.checkpoints import latest_whole
     from ip2p.training.state import restore, start_training
 
-    base = load_base(work.recipe.base, device)
-    state = start_training(base.unet, work.recipe, work.gradient_checkpointing, shard)
+    # A UNet that no one device holds is cut up on the CPU.
+    base = load_base(work.recipe.base, "cpu" if shard else device)
+    state = start_training(base.unet, work.recipe, work.gradient_checkpointing, device if shard else None)
+    if shard:
+        base = dataclasses.replace(base, vae=base.vae.to(device), text_encoder=base.text_encoder.to(device))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = latest_whole(open_folder(f"{work.output}/checkpoints"))
@@ -217,6 +227,21 @@ def begin(
     if found is not None:
         restore(state, found, work.about)
     return base, state
+
+
+def check_same_step(step: int, world: int) -> None:
+    """Raise InputError where workers found different checkpoints: their gradients would be averaged all the same."""
+    if world == 1:
+        return
+    import torch.distributed as dist
+
+    steps: list[typing.Any] = [None] * world
+    dist.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        raise InputError(
+            f"the workers found checkpoints of different steps ({', '.join(map(str, steps))}): --output must be on "
+            "storage that every machine sees, s3://… or a shared folder"
+        )
 
 
 def source_of(work: Work, base: EditModel, device: typing.Any, split: str) -> PairSource:
@@ -233,18 +258,28 @@ def source_of(work: Work, base: EditModel, device: typing.Any, split: str) -> Pa
 
 
 def over_workers(told: dict[str, typing.Any], world: int) -> dict[str, typing.Any]:
-    """``told`` with its losses averaged over all workers, each of which saw its own share of the batch."""
+    """``told`` with its losses averaged over the samples of all workers, each of which saw its own share."""
     if world == 1:
         return told
-    import numpy as np
     import torch.distributed as dist
 
     everyone: list[typing.Any] = [None] * world
-    dist.all_gather_object(everyone, (told["loss"], told["loss_by_band"]))
-    bands = np.array([bands for _, bands in everyone], dtype=float)
-    seen = ~np.isnan(bands)
-    means = np.where(seen.any(0), np.where(seen, bands, 0).sum(0) / np.maximum(seen.sum(0), 1), np.nan)
-    return {**told, "loss": float(np.mean([loss for loss, _ in everyone])), "loss_by_band": means.tolist()}
+    dist.all_gather_object(everyone, (told["loss_by_band"], told["samples_by_band"]))
+    return {**told, **mean_of_shares(everyone)}
+
+
+def mean_of_shares(shares: Sequence[tuple[Sequence[float], Sequence[int]]]) -> dict[str, typing.Any]:
+    """loss, loss_by_band and samples_by_band of all samples, from each worker's means and counts by band."""
+    import numpy as np
+
+    means, counts = (np.array(column, dtype=float) for column in zip(*shares, strict=True))
+    sums, seen = np.where(counts > 0, means, 0.0) * counts, counts.sum(axis=0)
+    bands = np.divide(sums.sum(axis=0), seen, out=np.full(len(seen), np.nan), where=seen > 0)
+    return {
+        "loss": float(sums.sum() / seen.sum()),
+        "loss_by_band": bands.tolist(),
+        "samples_by_band": seen.astype(int).tolist(),
+    }
 
 
 def look_at_held_out(
@@ -354,7 +389,10 @@ def _trainer(work: Work, team: Team, run_name: str, board: typing.Any) -> typing
         worker_loop,
         train_loop_config={"work": pack(work), "board": board},
         scaling_config=api.ScalingConfig(
-            num_workers=high if low == high else (low, high), use_gpu=bool(team.gpus), resources_per_worker=resources
+            num_workers=high if low == high else (low, high),
+            use_gpu=bool(team.gpus),
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_EVERY_S,
         ),
         run_config=api.RunConfig(
             name=run_name,  # never that of an earlier start: Ray Train would take up what it knows of that
@@ -372,7 +410,10 @@ def _quiet() -> None:
 
 
 def team_of(workers: tuple[int, int] | None, gpus_each: float | None) -> Team:
-    """A worker a GPU where the cluster has any; else one worker with the CPUs that are left."""
+    """As many workers as the GPUs allow; without GPUs one worker with the CPUs that are left.
+
+    Raises InputError where the smallest team asked for does not fit into a Ray of our own. A cluster may grow.
+    """
     import ray
 
     resources = ray.cluster_resources()
@@ -380,12 +421,22 @@ def team_of(workers: tuple[int, int] | None, gpus_each: float | None) -> Team:
     if gpus_each and not gpus:
         raise InputError("--gpus-per-worker asks for GPUs, but this cluster has none; leave it out")
     share = 1.0 if gpus_each is None and gpus else gpus_each or 0.0
-    chosen = workers or ((gpus, gpus) if share else (1, 1))
-    return Team(chosen, share, 1.0 if share else max(0.5, (cpus - 0.5) / chosen[1]))
+    chosen = workers or ((max(1, int(gpus / share)),) * 2 if share else (1, 1))
+    team = Team(chosen, share, 1.0 if share else max(0.5, (cpus - 0.5) / chosen[0]), cpus)
+    needs = chosen[0] * (share or team.cpus)
+    if not os.environ.get("RAY_ADDRESS") and needs > (gpus if share else cpus):
+        there = f"{gpus} GPU{'s' if gpus != 1 else ''}" if share else f"{cpus} CPU cores"
+        raise InputError(
+            f"{chosen[0]} workers of {describe_share(team)} each do not fit on {there}; use fewer --workers"
+        )
+    return team
+
+
+def describe_share(team: Team) -> str:
+    return f"{team.gpus:g} GPU" if team.gpus else f"{team.cpus:g} CPU"
 
 
 def describe(team: Team) -> str:
     low, high = team.workers
     count = str(high) if low == high else f"{low} to {high}"
-    each = f"{team.gpus:g} GPU" if team.gpus else f"{team.cpus:g} CPU"
-    return f"{count} worker{'s' if high > 1 else ''} of {each} each"
+    return f"{count} worker{'s' if high > 1 else ''} of {describe_share(team)} each"

@@ -40,7 +40,7 @@ class Trackers:
         step, values = metrics["step"], dict(scalars(metrics))
         for tracker in self.trackers:
             tracker.log(values, step=step)
-            if "grid" in metrics:
+            if "grid" in metrics and hasattr(tracker, "log_images"):  # some have no pictures
                 tracker.log_images({"edits": self._picture(metrics["grid"])}, step=step, **_as_rows(tracker))
 
     def _picture(self, name: str) -> typing.Any:

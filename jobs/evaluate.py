@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ip2p.config import Recipe, load_recipe
 from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
-from jobs._command import add_output_flags, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -36,6 +36,7 @@ if typing.TYPE_CHECKING:
 
 METHODS = ("ours", "sdedit", "no edit", "truth")
 EXAMPLES_A_PART = 16
+SUMMARY = "summary.json"
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.set)
     folder = open_folder(located(args.output))
     settings = checked(args, recipe)
+    check_ours(folder, "records.parquet", "about.json", "recipe.json", "manifest.json", SUMMARY)
     parts = planned(args)
     records = measured(args, settings, parts)
     report = curve_report(folder, records) if args.curve else exam_report(folder, records)
     report |= {"settings": settings.shown(), "seconds": round(time.monotonic() - started, 1)}
-    folder.write("summary.json", (json.dumps(report, indent=1) + "\n").encode())
+    folder.write(SUMMARY, (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report) if args.json else f"figures and numbers: {folder.uri}")
     return 0
 
@@ -93,6 +95,8 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     for s_t in text_scales:
         for s_i in image_scales:
             check_settings(args.steps, "euler_ancestral", args.seed, s_t, s_i)
+    if not 0 <= args.strength <= 1:
+        raise InputError(f"--strength must be between 0 and 1, got {args.strength}")
     if args.examples < 1:
         raise InputError(f"--examples must be at least 1, got {args.examples}")
     if args.pairs and not args.curve:
@@ -142,11 +146,12 @@ def measured(args: argparse.Namespace, settings: Settings, parts: dict[str, Part
     from jobs._ray_train import team_of
 
     connect()
-    team = team_of(args.workers, args.gpus_per_worker)
+    team = team_of(None, args.gpus_per_worker)
+    pool = args.workers or ((1, team.workers[1]) if team.gpus else (1, team.cores))
     found: dict[str, list[dict[str, typing.Any]]] = {}
     total = sum(part.count for part in parts.values())
     with Progress(total, "pictures", 0, args.quiet, args.json) as progress:
-        for name, done in evaluate_parts(settings, parts, team):
+        for name, done in evaluate_parts(settings, parts, team, pool):
             if isinstance(done, FailedShard):
                 raise JobError(f"part {name}: {done.why}; run the same command again")
             found[name] = done

@@ -24,10 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.errors import DatasetError, InputError
+from ip2p.config import EMBEDDED
+from ip2p.errors import DatasetError, InputError, JobError
 from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.training.recipe import TRAINING_RECIPES, TrainingRecipe, load_training_recipe, training_recipe_from_json
-from jobs._command import add_output_flags, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -80,9 +81,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_training_recipe(args.recipe, args.set)
     work = prepared(args, recipe)
     folder = open_folder(work.output)
-    if finished_step(folder) == recipe.steps:
-        print(f"{work.output}: already trained to step {recipe.steps}; see {work.output}/{MODEL}", file=sys.stderr)
-        return 0
+    done = json.loads(folder.read(SUMMARY)) if folder.exists(SUMMARY) else {}
+    if done.get("step") == recipe.steps:
+        if done["model"] == wanted_model(args, recipe) and folder.exists(f"{MODEL}/manifest.json"):
+            print(f"{work.output}: already trained to step {recipe.steps}; see {work.output}/{MODEL}", file=sys.stderr)
+            return 0
+        return finish(args, work, folder, done["seconds"])
     from ip2p.training.sharding import check_shards
     from jobs._ray import connect
     from jobs._ray_train import describe, team_of
@@ -101,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
-    """Everything that can be refused is refused here, before a cluster is joined."""
+    """Everything that can be refused is refused here, before a cluster is joined. Folders become absolute: workers do
+    not run where we do."""
     from ip2p.models.preflight import check_base
     from ip2p.training.latent_cache import cache_identity
     from jobs._ray_train import Work
@@ -114,6 +119,8 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
         raise InputError("--shard and lora_rank exclude each other; low-rank additions fit on one GPU")
     output, runs = located(args.output), [located(uri) for uri in args.pairs]
     weights = check_base(recipe.base)
+    if recipe.base != EMBEDDED:
+        recipe = dataclasses.replace(recipe, base=str(Path(recipe.base).expanduser().absolute()))
     splits = listed(runs)
     identity = cache_identity(splits, weights, recipe.resolution, mirrored=recipe.flip > 0)
     about = {**weights, **{f"pairs_{split}": id_ for split, id_ in identity.pairs.items()}}
@@ -142,6 +149,7 @@ def claim_folder(folder: Folder, recipe: TrainingRecipe, about: dict[str, str]) 
     """Write ``recipe.json`` and ``about.json``; raise InputError where the folder holds a training of other things."""
     from ip2p.training.state import MAY_CHANGE
 
+    check_ours(folder, "about.json", "recipe.json", "manifest.json", SUMMARY)
     if folder.exists("about.json"):
         there = training_recipe_from_json(folder.read("recipe.json").decode())
         was = dataclasses.asdict(there) | json.loads(folder.read("about.json"))
@@ -157,8 +165,10 @@ def claim_folder(folder: Folder, recipe: TrainingRecipe, about: dict[str, str]) 
     folder.write("about.json", (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
 
 
-def finished_step(folder: Folder) -> int | None:
-    return json.loads(folder.read(SUMMARY))["step"] if folder.exists(SUMMARY) else None
+def wanted_model(args: argparse.Namespace, recipe: TrainingRecipe) -> dict[str, typing.Any]:
+    """What of the exported model does not come from training it."""
+    scales = {name: getattr(recipe, name) for name in ("guidance_scale", "image_guidance_scale")}
+    return {"dtype": args.export_dtype, **scales}
 
 
 def encode(work: Work, team: Team, progress: Progress) -> None:
@@ -221,6 +231,7 @@ def finish(args: argparse.Namespace, work: Work, folder: Folder, seconds: float)
     summary = {
         "step": work.recipe.steps, "pairs": _pairs(work, "train"), "seconds": round(seconds, 1),
         **{name: last.get(name) for name in ("loss", "held_out_loss", "samples_per_s")},
+        "model": wanted_model(args, work.recipe),
     }  # fmt: skip
     folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     print(json.dumps(summary) if args.json else f"edit model: {work.output}/{MODEL}")
@@ -235,7 +246,13 @@ def export(work: Work, folder: Folder, dtype: str) -> None:
     from ip2p.training.edit_model import trained_edit_model
 
     last = latest_whole(open_folder(f"{work.output}/checkpoints"), groups=("ema",))
-    assert last is not None  # the training has just ended with one
+    if last is None or last.step != work.recipe.steps:
+        found = "none" if last is None else f"that of step {last.step}"
+        raise JobError(
+            f"{work.output}/checkpoints: the newest whole one is {found}, not that of step {work.recipe.steps}; "
+            "run the same command again, and see that --output is on storage that the workers share"
+        )
+    remove_all(folder, f"{MODEL}/")
     model = trained_edit_model(load_base(work.recipe.base, "cpu"), last.tensors["ema"], work.recipe)
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / MODEL

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ip2p.config import EMBEDDED, Models
-from ip2p.errors import CheckpointError, RecipeError
+from ip2p.errors import CheckpointError, InputError, RecipeError
 from ip2p.models.checkpoint import (
     FETCH_AGAIN,
     MANIFEST,
@@ -83,11 +83,20 @@ class Clip:
 
 
 def resolve_device(device: str = "auto") -> torch.device:
-    """``auto`` is the GPU where there is one, else the CPU; anything else is taken literally."""
+    """``auto`` is the GPU where there is one, else the CPU; anything else is taken literally.
+
+    Raises InputError for a device that this machine or this build of torch does not have.
+    """
     import torch
 
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device {device!r} cannot be used ({str(error).splitlines()[0]}); known are auto, cpu, cuda, cuda:1, …"
+        ) from error
     return torch.device(device)
 
 

@@ -235,7 +235,15 @@ class CachedRows:
         return part, pictures.nbytes + states.nbytes
 
     def _table(self, name: str) -> pa.Table:
-        return read_parquet_bytes(read_listed(self.folder, name, self.files[name]), f"{self.folder.uri}/{name}")
+        try:
+            data = read_listed(self.folder, name, self.files[name])
+        except DatasetError as error:
+            finding = str(error).partition(";")[0]
+            raise DatasetError(
+                f"{finding}; delete this file and {self.folder.uri}/{MANIFEST} and run again: "
+                "what is missing is made anew"
+            ) from error
+        return read_parquet_bytes(data, f"{self.folder.uri}/{name}")
 
     @staticmethod
     def _tensor(table: pa.Table, column: str, shape: tuple[int, ...]) -> torch.Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from ip2p.errors import TrainingError
+from ip2p.errors import InputError, TrainingError
 from ip2p.storage import Folder
 from ip2p.training.checkpoints import save_checkpoint
 from ip2p.training.conditioning_dropout import drop_conditions
@@ -130,6 +130,7 @@ def train(
     about: Mapping[str, str] | None = None,
     report: Callable[[dict[str, typing.Any]], None] = lambda told: None,
     report_every: int = 50,
+    report_also_every: int = 0,
     average: Average | None = None,
     rank: int = 0,
     world: int = 1,
@@ -137,11 +138,17 @@ def train(
 ) -> None:
     """Train from ``state.step`` to ``until`` (default: the recipe's last step).
 
-    ``report`` gets a dict every ``report_every`` steps and before each checkpoint; worker 0 saves. ``source`` is read
-    in a thread of its own, one step ahead. Raises TrainingError where loss or gradients are not finite, before anything
-    of that is saved.
+    ``report`` gets a dict every ``report_every`` steps (and every ``report_also_every``, unless that is 0) and before
+    each checkpoint; worker 0 saves. ``source`` is read in a thread of its own, one step ahead. Raises InputError for a
+    state that is past the recipe's last step, TrainingError where loss or gradients are not finite, before anything of
+    that is saved.
     """
     recipe = state.recipe
+    if state.step > recipe.steps:
+        raise InputError(
+            f"the training is at step {state.step} already, past steps={recipe.steps}; `--set steps={state.step}` or "
+            "more, or name another folder to start anew"
+        )
     last = recipe.steps if until is None else min(until, recipe.steps)
     order = Order(len(source), recipe.global_batch, recipe.seed)
     meter = Meter(state.step, recipe)
@@ -149,7 +156,7 @@ def train(
     for batches in ahead(lambda step: micro_batches(source, order, recipe, step, rank, world), steps):
         meter.add(train_step(state, batches, schedule, average, world))
         saving = state.step % recipe.checkpoint_every == 0 or state.step == last
-        if saving or state.step % report_every == 0:
+        if saving or any(every and state.step % every == 0 for every in (report_every, report_also_every)):
             report(meter.read(state.step))
         if saving and checkpoints is not None:
             checkpoint = as_checkpoint(state, about or {})
@@ -185,7 +192,8 @@ class Meter:
     def read(self, step: int) -> dict[str, typing.Any]:
         """Means since the last reading: step, loss, loss_by_band, grad_norm, learning_rate, samples_per_s, eta_s.
 
-        ``loss_by_band`` has NaN for a band without samples. Raises TrainingError at the first step that is not finite.
+        ``loss_by_band`` has NaN for a band without samples; ``samples_by_band`` says how many this worker had. Raises
+        TrainingError at the first step that is not finite.
         """
         norms = torch.stack([result.grad_norm for result in self.results]).cpu().numpy()
         losses = torch.cat([result.losses for result in self.results]).cpu().numpy()
@@ -198,6 +206,7 @@ class Meter:
             "step": step,
             "loss": float(losses.mean()),
             "loss_by_band": mean_by_band(losses, timesteps).tolist(),
+            "samples_by_band": np.bincount(band_of(timesteps), minlength=BANDS).tolist(),
             "grad_norm": float(norms.mean()),
             "learning_rate": learning_rate_at(step - 1, self.recipe),
             "samples_per_s": rate * self.recipe.global_batch,

@@ -14,10 +14,10 @@ import numpy as np
 from ip2p.errors import DatasetError, InputError
 from ip2p.seeds import derive_seed
 
-BLOCK = 128
-"""Pairs of neighbouring index that stay in one window."""
-WINDOW = 32
-"""Blocks that are shuffled together: 4096 pairs, a few hundred MB at 256 pixels."""
+BLOCK = 512
+"""Pairs of neighbouring index that stay in one window: about a part of the latent cache."""
+WINDOW = 8
+"""Blocks that are shuffled together: 4096 pairs, some hundred MB of latents at 256 pixels."""
 
 
 class Order:

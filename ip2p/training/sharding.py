@@ -17,16 +17,21 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from ip2p.errors import InputError
 
 
-def shard_unet(unet: typing.Any) -> None:
-    """Cut ``unet`` over all workers of the process group, block by block: only one block at a time is ever whole."""
+def shard_unet(unet: typing.Any, device: torch.device | str) -> None:
+    """Cut ``unet`` over all workers of the process group, block by block: only one block at a time is ever whole.
+
+    A UNet on the CPU is brought to ``device`` a shard at a time.
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(unet.device.type, (dist.get_world_size(),))
+    mesh = init_device_mesh(torch.device(device).type, (dist.get_world_size(),))
     for block in (*unet.down_blocks, unet.mid_block, *unet.up_blocks):
         if block is not None:
             fully_shard(block, mesh=mesh)
-    fully_shard(unet, mesh=mesh)
+    # What lies outside of the blocks would stay whole after a forward without backward, and the next forward would
+    # take it as it then was: the averages of a look at held-out pairs, say.
+    fully_shard(unet, mesh=mesh, reshard_after_forward=True)
 
 
 def check_shards(global_batch: int, workers: tuple[int, int]) -> None:

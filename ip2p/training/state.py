@@ -25,8 +25,9 @@ from ip2p.training.sharding import fill, shard_unet, whole
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 MAY_CHANGE = (
     "name", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints", "guidance_scale", "image_guidance_scale",
+    "learning_rate", "max_grad_norm", "precision",
 )  # fmt: skip
-"""Recipe fields with which a run may go on under another value."""
+"""Recipe fields with which a run may go on under another value, the remedies for a loss that is no number included."""
 
 
 @dataclass
@@ -43,23 +44,23 @@ class TrainingState:
 
 
 def start_training(
-    unet: typing.Any, recipe: TrainingRecipe, gradient_checkpointing: bool = False, shard: bool = False
+    unet: typing.Any, recipe: TrainingRecipe, gradient_checkpointing: bool = False, shard_on: typing.Any = None
 ) -> TrainingState:
     """Widen ``unet`` (text-to-image, or an edit model already), make it float32 and trainable, and build the rest.
 
-    ``gradient_checkpointing`` trades a third more arithmetic for memory; ``shard`` cuts all of it over the workers of
-    the process group. Raises CheckpointError for a UNet of a width
+    ``gradient_checkpointing`` trades a third more arithmetic for memory; with a device, ``shard_on`` cuts all of it
+    over the workers of the process group, there. Raises CheckpointError for a UNet of a width
     that cannot be used, InputError where LoRA is asked for without peft.
     """
     unet = widen(unet).float().requires_grad_(True).train()
     # Only weights in the usual memory order can be cut into shards.
-    unet = unet.to(memory_format=torch.contiguous_format if shard else memory_format(unet.device))
+    unet = unet.to(memory_format=memory_format(unet.device) if shard_on is None else torch.contiguous_format)
     if recipe.lora_rank:
         add_lora(unet, recipe.lora_rank, recipe.seed)
     if gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    if shard:
-        shard_unet(unet)
+    if shard_on is not None:
+        shard_unet(unet, shard_on)
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True

@@ -47,6 +47,7 @@ def no_cluster(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "problem"),
     [
+        (("--strength", "2"), "--strength must be between 0 and 1"),
         (("--examples", "0"), "--examples must be at least 1, got 0"),
         (("--steps", "0"), "steps must be at least 1"),
         (("--cfg-text", "-1"), "guidance_scale must be between 0"),
@@ -63,6 +64,12 @@ def test_bad_settings(job, flags, problem):
 
 def test_a_folder_that_is_no_edit_model(job, tmp_path):
     assert "no such folder; correct --model" in job(of=tmp_path / "none")
+
+
+def test_the_folder_of_a_training(job, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "about.json").write_text("{}")
+    assert "holds something else (about.json); choose another --output" in job()
 
 
 def test_scales_are_the_models_own_unless_asked_otherwise(model):

@@ -86,7 +86,7 @@ def test_base_that_is_not_there(job, tmp_path):
     ("arguments", "said"),
     [
         (["--set", "lerning_rate=1"], "unknown recipe field 'lerning_rate'; known: seed, base"),
-        (["--set", "steps=many"], "steps"),
+        (["--set", "steps=many"], "steps wants int, got 'many'"),
         (["--recipe", "sd3"], "unknown training recipe 'sd3'; known: postcard, sd15"),
         (["--report-to", "paper"], "--report-to paper: known are"),
         (["--report-every", "0"], "--report-every is at least 1"),
@@ -101,8 +101,8 @@ def test_folder_of_another_training_is_refused_with_the_difference(job, base, pa
     recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", "steps=4"])
     work = train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
     assert json.loads((tmp_path / "edit" / "about.json").read_text()) == work.about
-    error = job("--set", "learning_rate=1e-3")
-    assert "learning_rate is 0.0004 there and 0.001 here" in error
+    error = job("--set", "dropout_rate=0.1")
+    assert "dropout_rate is 0.05 there and 0.1 here" in error
     assert "choose another --output" in error
     other = write_run(tmp_path / "other", range(20, 28))
     assert "pairs_train is" in job(runs=(other,))
@@ -113,6 +113,26 @@ def test_more_steps_are_no_other_training(base, pairs, tmp_path):
         recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", f"steps={steps}"])
         train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
     assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["steps"] == 8
+
+
+def test_remedies_for_a_loss_that_is_no_number_are_no_other_training(base, pairs, tmp_path):
+    for more in ([], ["learning_rate=1e-5", "precision=bfloat16", "max_grad_norm=0.1"]):
+        recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", *more])
+        train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
+    assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["learning_rate"] == 1e-5
+
+
+def test_the_folder_of_something_else_is_left_as_it_is(job, pairs):
+    before = (Path(pairs) / "manifest.json").read_bytes()
+    assert "holds something else (manifest.json); choose another --output" in job("--output", pairs)
+    assert (Path(pairs) / "manifest.json").read_bytes() == before
+
+
+def test_a_base_beside_us_is_named_so_that_workers_find_it(base, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    recipe = train.load_training_recipe("postcard", [f"base={base.name}", "resolution=16"])
+    work = train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
+    assert work.recipe.base == str(base)
 
 
 def test_shards_of_low_rank_additions(job):

@@ -232,6 +232,26 @@ def test_reports_tell_step_loss_bands_and_pace(
     assert told[-1]["eta_s"] == 0
 
 
+def test_reports_come_at_the_multiples_of_two_numbers_and_at_checkpoints(
+    new_unet: NewUnet, recipe: TrainingRecipe, random_rows, schedule: NoiseSchedule
+) -> None:
+    told: list[int] = []
+    state = start_training(new_unet(), dataclasses.replace(recipe, steps=12, checkpoint_every=7))
+    train(
+        state, random_rows, schedule, report=lambda row: told.append(row["step"]), report_every=5, report_also_every=4
+    )
+    assert told == [4, 5, 7, 8, 10, 12]
+
+
+def test_a_state_past_the_last_step_is_refused(
+    new_unet: NewUnet, recipe: TrainingRecipe, random_rows, schedule: NoiseSchedule
+) -> None:
+    state = start_training(new_unet(), recipe)
+    state.step = 9
+    with pytest.raises(InputError, match=r"at step 9 already, past steps=6; `--set steps=9`"):
+        train(state, random_rows, schedule)
+
+
 def test_losses_fall_into_their_bands() -> None:
     means = mean_by_band(np.array([1.0, 3.0, 5.0]), np.array([0, 99, 950]))
     assert means[[0, 9]].tolist() == [2.0, 5.0]
@@ -312,7 +332,7 @@ def test_only_worker_0_saves(
 @pytest.mark.parametrize(
     ("changes", "about", "said"),
     [
-        ({"learning_rate": 2e-3}, ABOUT, "learning_rate was 0.0001, is 0.002"),
+        ({"dropout_rate": 0.1}, ABOUT, "dropout_rate was 0.05, is 0.1"),
         ({"seed": 8}, ABOUT, "seed was 7, is 8"),
         ({}, {**ABOUT, "pairs": "others"}, "pairs was sha-of-pairs, is others"),
     ],

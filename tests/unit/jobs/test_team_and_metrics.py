@@ -1,0 +1,113 @@
+"""How many workers a training takes, and how their numbers become one."""
+
+from __future__ import annotations
+
+import math
+import typing
+
+import numpy as np
+import pytest
+
+from ip2p.errors import InputError
+from ip2p.storage import LocalFolder
+from ip2p.training.recipe import load_training_recipe
+from jobs import _trackers
+from jobs._ray_train import check_same_step, mean_of_shares, team_of
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Sets what the cluster has, and whether it is one of somebody else's, which may grow."""
+
+    def has(address: str = "", **resources: float) -> None:
+        monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+
+    return has
+
+
+def test_a_worker_a_gpu_or_one_on_the_cores_that_are_left(cluster):
+    cluster(CPU=16, GPU=8)
+    assert (team_of(None, None).workers, team_of(None, None).gpus) == ((8, 8), 1.0)
+    assert team_of(None, 2).workers == (4, 4)
+    assert team_of(None, 0.5).workers == (16, 16)
+    cluster(CPU=4)
+    assert (team_of(None, None).workers, team_of(None, None).cpus) == ((1, 1), 3.5)
+    assert team_of((2, 2), None).cpus == 1.75
+
+
+def test_what_does_not_fit_is_said_where_nothing_can_grow(cluster):
+    cluster(CPU=2)
+    with pytest.raises(InputError, match=r"5 workers of 0\.5 CPU each do not fit on 2 CPU cores; use fewer --workers"):
+        team_of((5, 5), None)
+    assert team_of((1, 5), None).workers == (1, 5)
+    cluster(CPU=8, GPU=2)
+    with pytest.raises(InputError, match="3 workers of 1 GPU each do not fit on 2 GPUs"):
+        team_of((3, 3), None)
+    cluster("10.0.0.1:6379", CPU=2)
+    assert team_of((5, 5), None).workers == (5, 5)
+
+
+def test_gpus_that_are_not_there(cluster):
+    cluster(CPU=2)
+    with pytest.raises(InputError, match="--gpus-per-worker asks for GPUs, but this cluster has none"):
+        team_of(None, 1)
+
+
+def test_losses_of_unequal_shares_are_weighed_by_their_samples():
+    found = mean_of_shares([([1.0, math.nan, 4.0], [3, 0, 1]), ([5.0, math.nan, math.nan], [1, 0, 0])])
+    assert found["loss"] == pytest.approx((3 * 1 + 4 + 5) / 5)
+    assert found["loss_by_band"][::2] == [2.0, 4.0]
+    assert math.isnan(found["loss_by_band"][1])
+    assert found["samples_by_band"] == [4, 0, 1]
+
+
+def test_workers_that_found_different_checkpoints_do_not_train_together(monkeypatch):
+    def gather(into: list[int], mine: int) -> None:
+        into[:] = [mine, 0]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    check_same_step(0, 2)
+    check_same_step(40, 1)
+    with pytest.raises(InputError, match=r"different steps \(40, 0\): --output must be on storage"):
+        check_same_step(40, 2)
+
+
+class Tracker:
+    """One that takes numbers, and pictures only in the subclass."""
+
+    name = "ours"
+
+    def __init__(self):
+        self.numbers: dict[int, dict[str, float]] = {}
+
+    def store_init_configuration(self, values: dict[str, typing.Any]) -> None:
+        self.settings = values
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self.numbers[step] = values
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class PictureTracker(Tracker):
+    def log_images(self, pictures: dict[str, np.ndarray], step: int) -> None:
+        self.pictures = (step, {name: picture.shape for name, picture in pictures.items()})
+
+
+@pytest.mark.parametrize("kind", [Tracker, PictureTracker])
+def test_trackers_get_numbers_by_chart_and_pictures_where_they_take_them(kind, monkeypatch, tmp_path):
+    from ip2p.images import encode_image
+
+    tracker = kind()
+    monkeypatch.setattr(_trackers, "_tracker", lambda name, folder: tracker)
+    LocalFolder(tmp_path).write("grids/a.png", encode_image(np.zeros((4, 6, 3), np.uint8)))
+    row = {"step": 50, "loss": 0.5, "loss_by_band": [0.1, math.nan], "grid": "grids/a.png", "held_out_loss": None}
+    with _trackers.Trackers("mlflow", LocalFolder(tmp_path), load_training_recipe("postcard", ())) as trackers:
+        trackers.log(row)
+    assert tracker.numbers == {50: {"loss": 0.5, "loss_by_timestep/000-499": 0.1}}
+    assert tracker.settings["name"] == "postcard"
+    assert tracker.finished
+    if kind is PictureTracker:
+        assert tracker.pictures == (50, {"edits": (1, 4, 6, 3)})
