@@ -32,12 +32,19 @@ class Rows(NamedTuple):
 
 def needed_rows(guidance_scales: Sequence[float], image_guidance_scales: Sequence[float]) -> Rows:
     """The rows of n edits with s_T and s_I >= 0, without those of weight zero."""
-    # In float64, so that only scales that are equal make a weight of zero.
-    text = torch.tensor(guidance_scales, dtype=torch.float64)
-    image = torch.tensor(image_guidance_scales, dtype=torch.float64)
-    weights = torch.stack([1 - image, image - text, text], dim=1)
+    weights = weights_of(guidance_scales, image_guidance_scales)
     edit, sees = weights.nonzero(as_tuple=True)
     return Rows(edit, sees, weights.float())
+
+
+def weights_of(guidance_scales: Sequence[float], image_guidance_scales: Sequence[float]) -> torch.Tensor:
+    """The weights of NULL, IMAGE and FULL in the answers of n edits, ``(n, 3)``.
+
+    float64, so that only scales that are equal make a weight of zero.
+    """
+    text = torch.tensor(guidance_scales, dtype=torch.float64)
+    image = torch.tensor(image_guidance_scales, dtype=torch.float64)
+    return torch.stack([1 - image, image - text, text], dim=1)
 
 
 def row_states(rows: Rows, states: torch.Tensor, null_states: torch.Tensor) -> torch.Tensor:

@@ -153,15 +153,18 @@ def sharing_steps(p2p_thresholds: torch.Tensor, step: int, steps: int) -> torch.
     return step / (steps - 1) < p2p_thresholds
 
 
-def to_denoised(prediction: torch.Tensor, latents: torch.Tensor, sigma: float, prediction_type: str) -> torch.Tensor:
-    """What a prediction at ``latents`` = x_0 + sigma * noise says x_0 is.
+def to_denoised(
+    prediction: torch.Tensor, latents: torch.Tensor, sigma: float | torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """What a prediction at ``latents`` = x_0 + sigma * noise says x_0 is; ``sigma`` one for all, or one a row.
 
     ``epsilon`` is the noise; ``v_prediction`` is ``(noise - sigma * x_0) / sqrt(sigma^2 + 1)`` (Salimans & Ho 2022).
     """
     if prediction_type == "epsilon":
         return latents - sigma * prediction
     if prediction_type == "v_prediction":
-        return latents / (sigma**2 + 1) - prediction * (sigma / math.sqrt(sigma**2 + 1))
+        scale = math.sqrt(sigma**2 + 1) if isinstance(sigma, float) else (sigma**2 + 1).sqrt()
+        return latents / (sigma**2 + 1) - prediction * (sigma / scale)
     raise ValueError(f"unknown prediction_type {prediction_type!r}; known: epsilon, v_prediction")
 
 
