@@ -8,6 +8,9 @@ Ip2pError
 ├── DatasetError      a dataset folder is incomplete or inconsistent
 ├── WriterError       a triplet writer (language model or HTTP endpoint) failed for good
 ├── TrainingError     a training run cannot go on (its loss is no longer a number)
+├── EditError         one edit failed, its neighbours did not
+│   ├── DeadlineError     it was not done in time
+│   └── QueueFullError    it was not taken in
 ├── DeviceError       the accelerator failed; the process that used it must end
 └── JobError          a job cannot go on, or finished without some of its shards
 """
@@ -45,6 +48,22 @@ class WriterError(Ip2pError):
 
 class TrainingError(Ip2pError):
     """Training cannot go on; the message names the step and what to change. The last whole checkpoint is untouched."""
+
+
+class EditError(Ip2pError):
+    """An edit failed by itself; others that shared its calls are unharmed."""
+
+
+class DeadlineError(EditError):
+    """An edit was not done by its deadline and was dropped."""
+
+
+class QueueFullError(EditError):
+    """An edit was not taken in because too much work waits; ``retry_after_s`` says when that should be over."""
+
+    def __init__(self, message: str, retry_after_s: float):
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeviceError(Ip2pError):

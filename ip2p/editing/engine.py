@@ -1,0 +1,305 @@
+"""The edit engine: one thread that owns the device, and edits of strangers that share its UNet calls.
+
+``submit`` may be called from any thread and gives an ``Edit`` at once. A picture is encoded, and a result decoded, in a
+thread beside the steps; between steps edits join, leave, are cancelled, and give way to more urgent ones. What comes
+out does not depend on who shared the calls (to 1/255): noise belongs to an edit's seed, and every number of an edit is
+its own (``ip2p.editing.edit_bank``). No web server and no Ray in here.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import threading
+import time
+import typing
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ip2p.editing.edit_bank import EditBank
+from ip2p.editing.edit_request import EditRequest, check_request
+from ip2p.editing.preparation import Prepared, Preparer, finished_picture
+from ip2p.editing.step_cost import StepCost
+from ip2p.editing.work_order import Waiting, chosen
+from ip2p.errors import DeadlineError, EditError, Ip2pError, QueueFullError
+from ip2p.models.components import EditModel
+
+SLEEP_S = 0.5  # the thread looks for cancelled edits at least so often
+MAX_BATCH_EDITS = 64  # edits of the batch lane that hold memory at a time
+
+
+@dataclass(eq=False)
+class Edit:
+    """An edit under way. ``future`` gives the picture ``(H, W, 3)`` uint8, or raises an Ip2pError or CancelledError."""
+
+    request: EditRequest
+    rows: int  # UNet rows of all its steps
+    on_progress: Callable[[Edit], object] | None = None  # after each of its steps, in the engine's thread: be quick
+    future: Future[np.ndarray] = field(default_factory=Future)
+    submitted_at: float = field(default_factory=time.monotonic)
+    begun_at: float | None = None  # its first step
+    ended_at: float | None = None  # its last
+    steps_done: int = 0
+    preview: torch.Tensor | None = None  # (C, h, w) latent of the newest preview; float32
+    number: int = field(default_factory=itertools.count().__next__)
+    _shape: tuple[int, ...] = ()
+    _slot: int = -1
+    _moved_at: float = field(default_factory=time.monotonic)
+    _prepared: Prepared | None = None
+
+    def cancel(self) -> bool:
+        """Leave before the next step; False where the result is there already."""
+        return self.future.cancel()
+
+    @property
+    def late(self) -> bool:
+        limit = self.request.deadline_s
+        return limit is not None and time.monotonic() - self.submitted_at > limit
+
+
+class EditEngine:
+    """Edits with ``model``. Use it as a context, or ``close`` it.
+
+    ``cost`` says how many rows a call should have (``measured_cost``); ``queue_limit_s`` how many seconds of work may
+    wait before ``submit`` refuses.
+    """
+
+    def __init__(self, model: EditModel, cost: StepCost, queue_limit_s: float = float("inf")):
+        self.model, self.cost, self.queue_limit_s = model, cost, queue_limit_s
+        self.cap = cost.knee()
+        self.calls = self.row_evals = 0
+        self.ended: collections.Counter[str] = collections.Counter()  # done, cancelled, late, failed
+        self._preparer = Preparer(model)
+        self._banks: dict[tuple[int, ...], EditBank] = {}
+        self._active: dict[tuple[int, ...], dict[int, Edit]] = {}
+        self._arrived: collections.deque[Edit] = collections.deque()
+        self._edits: set[Edit] = set()  # all that have not ended
+        self._wake = threading.Condition()
+        self._closing = False
+        self._side = ThreadPoolExecutor(1, "ip2p-edit-side")
+        self._thread = threading.Thread(target=self._run, name="ip2p-edit-steps", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> EditEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: EditRequest, on_progress: Callable[[Edit], object] | None = None) -> Edit:
+        """Take ``request`` in. Raises InputError for what cannot be done, QueueFullError where too much waits."""
+        check_request(request)
+        edit = Edit(request, sum(self._preparer.table(request).rows), on_progress)
+        with self._wake:
+            if self._closing:
+                raise QueueFullError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
+            wait_s = self.cost.of_work(sum(waiting.rows for waiting in self._edits))
+            if wait_s > self.queue_limit_s:
+                raise QueueFullError(
+                    f"{wait_s:.1f} s of edits are waiting, the limit is {self.queue_limit_s:g} s; try again later",
+                    retry_after_s=wait_s - self.queue_limit_s,
+                )
+            self._edits.add(edit)
+        self._side.submit(self._prepare, edit)
+        return edit
+
+    def queued_s(self) -> float:
+        """Seconds of work that is taken in and not done."""
+        with self._wake:
+            left = [self._left(edit) for edit in self._edits]
+        return self.cost.of_work(sum(left))
+
+    def close(self) -> None:
+        """Take no more edits, finish those that were taken in, and end the threads."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+        self._side.shutdown()
+
+    # ---- beside the steps
+
+    def _prepare(self, edit: Edit) -> None:
+        try:
+            if not edit.future.cancelled() and not edit.late:
+                edit._prepared = self._preparer.prepare(edit.request)
+        except Exception as error:
+            self._end(edit, error=error)
+            return
+        with self._wake:
+            self._arrived.append(edit)
+            self._wake.notify()
+
+    def _finish(self, edit: Edit, latent: torch.Tensor | None) -> None:
+        assert edit._prepared is not None
+        try:
+            self._end(edit, finished_picture(self.model, edit._prepared, latent))
+        except Exception as error:
+            self._end(edit, error=error)
+
+    def _end(self, edit: Edit, picture: np.ndarray | None = None, error: BaseException | None = None) -> None:
+        """Say how ``edit`` ended to whoever waits for it."""
+        edit.ended_at = time.monotonic()
+        edit._prepared = None
+        if not edit.future.set_running_or_notify_cancel():
+            outcome = "cancelled"
+        elif error is None:
+            outcome = "done"
+            edit.future.set_result(typing.cast(np.ndarray, picture))
+        else:
+            outcome = "late" if isinstance(error, DeadlineError) else "failed"
+            known = isinstance(error, Ip2pError)
+            edit.future.set_exception(
+                error if known else EditError(f"the edit failed: {type(error).__name__}: {error}")
+            )
+        with self._wake:
+            self.ended[outcome] += 1
+            self._edits.discard(edit)
+            self._wake.notify()
+
+    # ---- the thread that owns the device
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                if self._closing and not self._edits:
+                    return
+                if not self._arrived and not any(self._active.values()):
+                    self._wake.wait(SLEEP_S)
+            self._let_in()
+            self._let_out()
+            self._step()
+
+    def _let_in(self) -> None:
+        """Give arrived edits their slots; the batch lane as far as there is room for it."""
+        with self._wake:
+            arrived, self._arrived = list(self._arrived), collections.deque()
+        held = sum(edit.request.batch for active in self._active.values() for edit in active.values())
+        for edit in arrived:
+            if self._gone(edit):
+                continue
+            assert edit._prepared is not None
+            inputs = edit._prepared.inputs
+            if inputs is None:
+                self._side.submit(self._finish, edit, None)
+            elif edit.request.batch and held >= MAX_BATCH_EDITS:
+                with self._wake:
+                    self._arrived.append(edit)
+            else:
+                held += edit.request.batch
+                edit._shape = tuple(inputs.image.shape)
+                edit._slot = self._bank(edit._shape, tuple(inputs.text.shape)).add(inputs)
+                self._active[edit._shape][edit._slot] = edit
+
+    def _let_out(self) -> None:
+        """Drop the edits that nobody waits for any more."""
+        for shape, active in self._active.items():
+            for slot, edit in list(active.items()):
+                if self._gone(edit):
+                    del active[slot]
+                    self._banks[shape].remove(slot)
+
+    def _gone(self, edit: Edit) -> bool:
+        if edit.future.cancelled():
+            self._end(edit)
+        elif edit.late:
+            limit = edit.request.deadline_s
+            self._end(edit, error=DeadlineError(f"not done within its deadline of {limit:g} s; nothing was returned"))
+        else:
+            return False
+        return True
+
+    def _step(self) -> None:
+        """One UNet call for the most urgent edit, and others of its size beside it."""
+        now = time.monotonic()
+        edits = {edit.number: edit for active in self._active.values() for edit in active.values()}
+        waiting = [self._waiting(edit, now) for edit in edits.values()]
+        if waiting:
+            shape = edits[chosen(waiting, 1)[0]]._shape
+            beside = [one for one in waiting if edits[one.number]._shape == shape]
+            self._call(shape, [edits[number]._slot for number in chosen(beside, self.cap)])
+
+    def _waiting(self, edit: Edit, now: float) -> Waiting:
+        bank, request = self._banks[edit._shape], edit.request
+        rows, left = bank.rows_of(edit._slot), bank.left(edit._slot)
+        return Waiting(edit.number, rows, left, now - edit._moved_at, request.batch, request.alone)
+
+    def _call(self, shape: tuple[int, ...], slots: list[int]) -> None:
+        bank, started = self._banks[shape], time.monotonic()
+        rows = sum(bank.rows_of(slot) for slot in slots)
+        try:
+            bank.step(slots)
+        except Exception as error:
+            self._after_failure(shape, slots, rows, error)
+            return
+        self.calls, self.row_evals = self.calls + 1, self.row_evals + rows
+        self.cost.note(rows, time.monotonic() - started)
+        for slot in slots:
+            self._moved(shape, slot, started)
+
+    def _after_failure(self, shape: tuple[int, ...], slots: list[int], rows: int, error: Exception) -> None:
+        """Nothing has moved. Too little memory: smaller calls from now on. Anything else: find whose fault it is."""
+        if len(slots) == 1:
+            self._banks[shape].remove(slots[0])
+            self._end(self._active[shape].pop(slots[0]), error=error)
+        elif isinstance(error, torch.OutOfMemoryError):
+            self.cap = max(1, rows // 2)
+        else:
+            for slot in slots:
+                self._call(shape, [slot])
+
+    def _moved(self, shape: tuple[int, ...], slot: int, started: float) -> None:
+        bank, edit = self._banks[shape], self._active[shape][slot]
+        edit.begun_at = edit.begun_at or started
+        edit.steps_done, edit._moved_at = bank.done[slot], time.monotonic()
+        if _shows(edit.request.previews, edit.steps_done, edit.request.steps):
+            edit.preview = bank.estimate(slot)
+        if edit.on_progress is not None:
+            edit.on_progress(edit)
+        if bank.rows_of(slot) == 0:
+            del self._active[shape][slot]
+            self._side.submit(self._finish, edit, bank.remove(slot))
+
+    def _bank(self, shape: tuple[int, ...], text_shape: tuple[int, ...]) -> EditBank:
+        if shape not in self._banks:
+            latent, text = typing.cast(tuple[int, int, int], shape), typing.cast(tuple[int, int], text_shape)
+            self._banks[shape] = EditBank(self.model.unet, self.model.scheduler_config, latent, text)
+            self._active[shape] = {}
+        return self._banks[shape]
+
+    def _left(self, edit: Edit) -> int:
+        return round(edit.rows * (1 - edit.steps_done / edit.request.steps))
+
+
+def _shows(previews: int, done: int, steps: int) -> bool:
+    """Whether the step that makes ``done`` is one of ``previews`` evenly spaced ones before the last."""
+    if done >= steps:
+        return False
+    return (done * (previews + 1)) // steps > ((done - 1) * (previews + 1)) // steps
+
+
+@torch.inference_mode()
+def measured_cost(
+    model: EditModel, latent_shape: tuple[int, int, int], sizes: Mapping[int, int] | None = None
+) -> StepCost:
+    """Seconds of a UNet call by rows, each size run once to warm up and then measured (``sizes``: rows to repeats)."""
+    from ip2p.editing.step_cost import MEASURED_ROWS
+
+    unet, channels = model.unet, latent_shape[0]
+    window = model.text_encoder.config.max_position_embeddings
+    measured = {}
+    for rows, repeats in (sizes or dict.fromkeys(MEASURED_ROWS, 2)).items():
+        sample = torch.zeros((rows, 2 * channels, *latent_shape[1:]), device=unet.device, dtype=unet.dtype)
+        states = torch.zeros((rows, window, unet.config.cross_attention_dim), device=unet.device, dtype=unet.dtype)
+        times = torch.full((rows,), 500.0, device=unet.device)
+        seconds = []
+        for _ in range(repeats + 1):
+            started = time.monotonic()
+            unet(sample, times, encoder_hidden_states=states).sample.sum().item()  # waits for the device
+            seconds.append(time.monotonic() - started)
+        measured[rows] = min(seconds[1:])
+    return StepCost(measured)

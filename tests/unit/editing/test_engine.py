@@ -1,0 +1,287 @@
+"""The engine with real threads: strangers that share calls, join, leave, are cancelled, fail, and harm nobody."""
+
+from __future__ import annotations
+
+import threading
+import time
+import typing
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from ip2p.editing.edit_bank import EditBank
+from ip2p.editing.edit_request import EditRequest
+from ip2p.editing.editor import Editor
+from ip2p.editing.engine import Edit, EditEngine, measured_cost
+from ip2p.editing.step_cost import StepCost
+from ip2p.errors import CheckpointError, DeadlineError, EditError, InputError, QueueFullError
+
+COST = StepCost({1: 0.01, 24: 0.05})  # the knee: 24 rows
+TEXTS = ["make it night", "add a moon", "turn it into a castle", "remove the boat"]
+ALIKE = ("steps", "guidance_scale", "image_guidance_scale", "seed", "negative_prompt", "sampler", "resolution",
+         "restore_size")  # fmt: skip
+
+
+@pytest.fixture
+def engine(edit_model) -> Iterator[EditEngine]:
+    with EditEngine(edit_model, COST) as made:
+        yield made
+
+
+def picture(seed: int, height: int = 16, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def asked(seed: int = 0, **settings: typing.Any) -> EditRequest:
+    return EditRequest(**{"image": picture(seed), "instruction": TEXTS[seed % 4], "steps": 4, "seed": seed, **settings})
+
+
+def random_request(number: int) -> EditRequest:
+    random = np.random.default_rng(number)
+    sizes = [(16, 16), (16, 16), (9, 16), (32, 16)]
+    return asked(
+        number, image=picture(number, *sizes[random.integers(4)]), steps=int(random.integers(1, 12)),
+        sampler=str(random.choice(["euler_ancestral", "dpmpp_2m"])),
+        guidance_scale=float(random.choice([0.5, 1.0, 3.0, 7.5])),
+        image_guidance_scale=float(random.choice([0.0, 1.0, 1.5, 3.0])), restore_size=bool(random.integers(2)),
+        negative_prompt=str(random.choice(["", "snow"])), batch=bool(random.integers(2)),
+    )  # fmt: skip
+
+
+def alone(editor: Editor, request: EditRequest) -> np.ndarray:
+    settings = {name: getattr(request, name) for name in ALIKE}
+    return editor.edit([request.image], [request.instruction], **settings)[0]
+
+
+def far_apart(one: np.ndarray, other: np.ndarray) -> int:
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+def held(engine: EditEngine, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Steps wait until the event is set, so that what is submitted before is there together."""
+    gate, step = threading.Event(), EditBank.step
+
+    def waiting(bank: EditBank, slots: list[int]) -> None:
+        gate.wait(20)
+        step(bank, slots)
+
+    monkeypatch.setattr(EditBank, "step", waiting)
+    return gate
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_forty_edits_of_strangers_are_each_what_the_editor_makes_alone(edit_model, engine: EditEngine) -> None:
+    requests = [random_request(number) for number in range(40)]
+
+    def ask(number: int) -> Edit:
+        time.sleep(number % 7 * 0.01)
+        return engine.submit(requests[number])
+
+    with ThreadPoolExecutor(8) as people:
+        edits = list(people.map(ask, range(40)))
+        pictures = [edit.future.result(60) for edit in edits]
+    editor = Editor(edit_model)
+    assert [number for number in range(40) if far_apart(pictures[number], alone(editor, requests[number])) > 1] == []
+    assert engine.row_evals == sum(edit.rows for edit in edits) == editor.row_evals
+    assert engine.calls < editor.row_evals / 3  # the calls were shared
+    assert engine.ended == {"done": 40}
+    assert engine.queued_s() == 0
+
+
+def test_a_cancelled_edit_leaves_between_steps_and_runs_no_more(engine: EditEngine) -> None:
+    begun = threading.Event()
+    edit = engine.submit(asked(1, steps=500, guidance_scale=3.0), lambda one: begun.set())
+    other = engine.submit(asked(2))
+    assert begun.wait(20)
+    assert edit.cancel()
+    with pytest.raises(CancelledError):
+        edit.future.result(20)
+    other.future.result(20)
+    until(lambda: engine.ended["cancelled"] == 1)
+    assert engine.row_evals < 500 * 3 / 2
+    assert 0 < edit.steps_done < 250
+
+
+def test_an_edit_past_its_deadline_is_dropped_and_says_so(engine: EditEngine) -> None:
+    edit = engine.submit(asked(1, steps=900, deadline_s=0.2))
+    with pytest.raises(DeadlineError, match=r"deadline of 0\.2 s"):
+        edit.future.result(20)
+    assert engine.ended == {"late": 1}
+
+
+def test_interactive_edits_go_before_batch_edits_that_came_earlier(engine: EditEngine, monkeypatch) -> None:
+    gate, ended = held(engine, monkeypatch), []
+    engine.cap = 3
+    lanes = {f"batch {n}": engine.submit(asked(n, batch=True, guidance_scale=3.0)) for n in range(2)}
+    until(lambda: engine._active and all(edit._prepared for edit in lanes.values()))
+    lanes |= {f"person {n}": engine.submit(asked(n, steps=12, guidance_scale=3.0)) for n in range(2)}
+    for name, edit in lanes.items():
+        edit.future.add_done_callback(lambda _, name=name: ended.append(name))
+    until(lambda: len(engine._edits) == 4 and all(edit._prepared for edit in lanes.values()))
+    gate.set()
+    for edit in lanes.values():
+        edit.future.result(30)
+    assert sorted(ended[:2]) == ["person 0", "person 1"]
+
+
+def test_too_little_memory_halves_the_calls_and_every_edit_is_done(edit_model, engine: EditEngine, monkeypatch) -> None:
+    step, refused = EditBank.step, []
+
+    def small(bank: EditBank, slots: list[int]) -> None:
+        if sum(bank.rows_of(slot) for slot in slots) > 6:
+            refused.append(len(slots))
+            raise torch.OutOfMemoryError("no room")
+        step(bank, slots)
+
+    monkeypatch.setattr(EditBank, "step", small)
+    requests = [asked(seed, guidance_scale=3.0, steps=8) for seed in range(8)]
+    edits = [engine.submit(request) for request in requests]
+    pictures = [edit.future.result(30) for edit in edits]
+    assert refused
+    assert engine.cap <= 6 * 2
+    editor = Editor(edit_model)
+    assert all(far_apart(made, alone(editor, one)) <= 1 for made, one in zip(pictures, requests, strict=True))
+
+
+def test_an_edit_that_fails_leaves_alone(edit_model, engine: EditEngine, monkeypatch) -> None:
+    gate = held(engine, monkeypatch)
+    requests = [asked(seed, steps=5) for seed in range(4)]
+    edits = [engine.submit(request) for request in requests]
+    through = EditBank.step
+
+    def faulty(bank: EditBank, slots: list[int]) -> None:
+        active = engine._active.get(edits[2]._shape, {})
+        if any(active.get(slot) is edits[2] and bank.done[slot] == 3 for slot in slots):
+            raise ValueError("a kernel said no")
+        through(bank, slots)
+
+    monkeypatch.setattr(EditBank, "step", faulty)
+    gate.set()
+    with pytest.raises(EditError, match="ValueError: a kernel said no"):
+        edits[2].future.result(30)
+    editor = Editor(edit_model)
+    for place in (0, 1, 3):
+        assert far_apart(edits[place].future.result(30), alone(editor, requests[place])) <= 1
+    assert engine.ended == {"done": 3, "failed": 1}
+
+
+def test_an_answer_that_is_no_number_is_the_error_of_its_edit_alone(engine: EditEngine, monkeypatch) -> None:
+    edits = [engine.submit(asked(seed, steps=6)) for seed in range(3)]
+    remove = EditBank.remove
+
+    def poisoned(bank: EditBank, slot: int) -> torch.Tensor:
+        latent = remove(bank, slot)
+        return latent * float("nan") if slot == edits[1]._slot else latent
+
+    monkeypatch.setattr(EditBank, "remove", poisoned)
+    with pytest.raises(CheckpointError, match="NaN or Inf"):
+        edits[1].future.result(30)
+    assert [edits[place].future.result(30).shape for place in (0, 2)] == [(16, 16, 3)] * 2
+
+
+def test_a_full_queue_refuses_with_the_time_to_come_back(edit_model, monkeypatch) -> None:
+    with EditEngine(edit_model, COST, queue_limit_s=0.5) as engine:
+        gate = held(engine, monkeypatch)
+        first = engine.submit(asked(1, steps=100, guidance_scale=3.0))  # 300 rows: 0.625 s at the knee
+        with pytest.raises(QueueFullError, match=r"0\.6 s of edits are waiting, the limit is 0\.5 s") as caught:
+            engine.submit(asked(2))
+        assert caught.value.retry_after_s == pytest.approx(0.125)
+        gate.set()
+        first.future.result(30)
+        engine.submit(asked(2)).future.result(30)
+
+
+def test_previews_come_evenly_spaced_and_before_the_end(engine: EditEngine) -> None:
+    seen: list[tuple[int, tuple[int, ...]]] = []
+
+    def look(edit: Edit) -> None:
+        if edit.preview is not None:
+            seen.append((edit.steps_done, tuple(edit.preview.shape)))
+            edit.preview = None
+
+    engine.submit(asked(1, steps=12, previews=3), look).future.result(30)
+    assert seen == [(3, (4, 8, 8)), (6, (4, 8, 8)), (9, (4, 8, 8))]
+
+
+def test_closing_finishes_what_was_taken_in_and_takes_no_more(edit_model) -> None:
+    engine = EditEngine(edit_model, COST)
+    edits = [engine.submit(asked(seed, steps=9)) for seed in range(3)]
+    engine.close()
+    assert all(edit.future.done() for edit in edits)
+    with pytest.raises(QueueFullError, match="closing"):
+        engine.submit(asked(0))
+
+
+def test_what_a_mask_keeps_is_the_original_to_the_bit(engine: EditEngine) -> None:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:, 15:] = 255
+    request = asked(1, image=picture(1, 20, 30), mask=mask, restore_size=True, steps=3)
+    edited = engine.submit(request).future.result(30)
+    assert np.array_equal(edited[:, :15], request.image[:, :15])
+    assert far_apart(edited[:, 15:], request.image[:, 15:]) > 20
+    cut = engine.submit(asked(1, image=picture(1, 16, 16), mask=mask[:16, 7:23], steps=3)).future.result(30)
+    assert np.array_equal(cut[:, :8], picture(1, 16, 16)[:, :8])
+
+
+def test_an_empty_instruction_gives_the_picture_and_runs_nothing(engine: EditEngine) -> None:
+    assert engine.submit(asked(1, instruction="  ", image=picture(1, 20, 30))).future.result(30).shape == (12, 16, 3)
+    restored = asked(1, instruction="", image=picture(1, 20, 30), restore_size=True)
+    assert np.array_equal(engine.submit(restored).future.result(30), restored.image)
+    assert engine.row_evals == 0
+
+
+def test_the_same_picture_and_text_are_encoded_once(engine: EditEngine) -> None:
+    for seed in range(3):
+        engine.submit(asked(seed, image=picture(1), instruction="add a moon", steps=1)).future.result(30)
+    assert engine._preparer._latents.hits == 2
+    assert engine._preparer._texts.hits == 4
+
+
+def test_an_edit_that_asks_for_it_shares_no_call_and_repeats_to_the_bit(engine: EditEngine) -> None:
+    first = engine.submit(asked(1, steps=8, alone=True, guidance_scale=3.0)).future.result(30)
+    crowd = [engine.submit(asked(seed, steps=8)) for seed in range(4)]
+    again = engine.submit(asked(1, steps=8, alone=True, guidance_scale=3.0))
+    assert np.array_equal(again.future.result(30), first)
+    for edit in crowd:
+        edit.future.result(30)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"steps": 1001}, "steps must be at most 1000"),
+        ({"image": np.zeros((4, 4), np.uint8)}, r"picture of shape \(4, 4\), uint8"),
+        ({"mask": np.zeros((8, 4), np.uint8)}, "mask of 4 x 8 pixels for a picture of 16 x 16"),
+        ({"guidance_interval": (0.5, 0.2)}, "two rising shares"),
+        ({"previews": -1}, "previews must be at least 0"),
+        ({"deadline_s": 0.0}, "deadline_s must be above 0"),
+        ({"sampler": "plms"}, "unknown sampler 'plms'"),
+    ],
+)
+def test_requests_that_cannot_be_done_are_refused_at_once(engine: EditEngine, settings, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        engine.submit(asked(1, **settings))
+    assert not engine._edits
+
+
+def test_a_picture_that_cannot_be_fitted_is_the_error_of_its_future(engine: EditEngine) -> None:
+    edit = engine.submit(asked(1, image=picture(1, 4, 400)))
+    with pytest.raises(InputError, match="sides of up to 8 to 1"):
+        edit.future.result(30)
+    assert engine.ended == {"failed": 1}
+
+
+def test_calls_are_measured_by_their_rows(edit_model) -> None:
+    cost = measured_cost(edit_model, (4, 8, 8), {1: 1, 4: 1})
+    assert list(cost.seconds) == [1, 4]
+    assert min(cost.seconds.values()) > 0
