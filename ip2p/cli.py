@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("ip2p.dataset.export_command", "write a run as the original's tree, Hugging Face columns or WebDataset"),
     "import": ("ip2p.dataset.import_command", "read the original's tree or Hugging Face columns as a run"),
     "invert": ("ip2p.dataset.invert_command", "turn the pairs of a run around: each add gives a remove"),
+    "repeat": ("ip2p.dataset.repeat_command", "ask the edits of a run again: nothing is left to change"),
     "verify": ("ip2p.dataset.verify_command", "check every file, row and picture of a run"),
 }
 

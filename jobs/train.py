@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     folder = open_folder(work.output)
     done = json.loads(folder.read(SUMMARY)) if folder.exists(SUMMARY) else {}
     if done.get("step") == recipe.steps:
-        if done["model"] == wanted_model(args, recipe) and folder.exists(f"{MODEL}/manifest.json"):
+        if done.get("model") == wanted_model(args, recipe) and folder.exists(f"{MODEL}/manifest.json"):
             print(f"{work.output}: already trained to step {recipe.steps}; see {work.output}/{MODEL}", file=sys.stderr)
             return 0
         return finish(args, work, folder, done["seconds"])
