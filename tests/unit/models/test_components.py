@@ -11,7 +11,7 @@ from tiny_family import clip_tokenizer, tiny_unet
 
 import ip2p
 from ip2p.config import Models
-from ip2p.errors import CheckpointError, RecipeError
+from ip2p.errors import CheckpointError, InputError, RecipeError
 from ip2p.models import components
 from ip2p.models.checkpoint import file_sha256, write_manifest
 from ip2p.models.components import (
@@ -83,7 +83,13 @@ def test_auto_is_the_gpu_where_there_is_one_and_other_devices_are_taken_literall
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert resolve_device().type == auto
     assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("meta") == torch.device("meta")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:77", "cpu:x"])
+def test_a_device_that_is_not_there_is_refused_by_name(device: str) -> None:
+    with pytest.raises(InputError, match=f"device '{device}' cannot be used .*known are auto, cpu, cuda"):
+        resolve_device(device)
 
 
 @pytest.mark.parametrize("device", ["meta", torch.device("meta")])

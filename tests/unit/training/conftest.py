@@ -5,9 +5,9 @@ from __future__ import annotations
 import typing
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from random_rows import RandomRows
 from tiny_family import build_text_to_image, tiny_unet
 from tiny_pairs import write_run
 
@@ -15,7 +15,6 @@ from ip2p.config import Models
 from ip2p.models.components import TextToImage, load_text_to_image
 from ip2p.training.encoding import PairEncoder
 from ip2p.training.loss import NoiseSchedule, noise_schedule
-from ip2p.training.pair_columns import PairColumns
 from ip2p.training.recipe import TrainingRecipe, load_training_recipe
 
 
@@ -69,27 +68,6 @@ def recipe() -> TrainingRecipe:
         "checkpoint_every=2", "keep_checkpoints=2", "seed=7",
     )  # fmt: skip
     return load_training_recipe("postcard", settings)
-
-
-class RandomRows:
-    """A source of random columns, for what does not depend on where pairs come from."""
-
-    latent_shape = (4, 8, 8)
-
-    def __init__(self, pairs: int = 12, tokens: int = 5):
-        random = torch.Generator().manual_seed(5)
-        pictures = torch.randn((3, pairs, *self.latent_shape), generator=random)
-        self.columns = (pictures[0], pictures[1].abs() * 0.1, pictures[2])
-        self.states = torch.randn((pairs, tokens, 32), generator=random)
-        self.null_state = torch.randn((tokens, 32), generator=random)
-
-    def __len__(self) -> int:
-        return len(self.states)
-
-    def rows(self, indices: np.ndarray, flips: np.ndarray) -> PairColumns:
-        turned = torch.from_numpy(flips)[:, None, None, None]
-        pictures = (torch.where(turned, column[indices].flip(-1), column[indices]) for column in self.columns)
-        return PairColumns(*pictures, self.states[indices])
 
 
 @pytest.fixture(scope="session")
