@@ -139,7 +139,7 @@ def postcard() -> Recipe:
 def postcard_corpus() -> Recipe:
     """Many pairs a minute, for training the edit model that is shipped: no guidance, long sharing, a milder filter.
 
-    4 pairs a second on two cores instead of 0.9, of which 72 % are exact instead of 76 (docs/measurements.md).
+    2.5 pairs a second on two cores instead of 0.9, of which 72 % are exact instead of 76 (docs/measurements.md).
     """
     recipe = postcard()
     return dataclasses.replace(
