@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ip2p.editing.guidance import FULL, NULL
+from ip2p.editing.guidance import Rows, combine, row_images, row_states
 from ip2p.editing.step_table import StepTable
 from ip2p.pairs.sampling import to_denoised
 
@@ -118,18 +118,14 @@ class EditBank:
         """The guided estimate of x_0 for the slots ``at``."""
         weights = self._at("weights", at, step)
         edit, sees = weights.nonzero(as_tuple=True)
-        dtype = self.unet.dtype
-        scaled = (latents / (sigma**2 + 1).sqrt().view(-1, 1, 1, 1)).to(dtype)[edit]
-        images = self._of("image", at)[edit] * (sees != NULL).to(dtype).view(-1, 1, 1, 1)
-        reads = (sees == FULL)[:, None, None]
-        states = torch.where(reads, self._of("text", at)[edit], self._of("null", at)[edit])
-        times = self._at("timesteps", at, step)[edit]
-        predictions = self.unet(torch.cat([scaled, images], dim=1), times, encoder_hidden_states=states).sample
-        self.row_evals += len(edit)
-        spread = latents.new_zeros((len(at), 3, *self.shape))
-        spread[edit, sees] = predictions.float()
-        guided = (spread * weights.view(-1, 3, 1, 1, 1)).sum(dim=1)
-        return to_denoised(guided, latents, sigma.view(-1, 1, 1, 1), self.prediction_type)
+        rows = Rows(edit, sees, weights)
+        scaled = (latents / (sigma**2 + 1).sqrt().view(-1, 1, 1, 1)).to(self.unet.dtype)[rows.edit]
+        given = torch.cat([scaled, row_images(rows, self._of("image", at))], dim=1)
+        states = row_states(rows, self._of("text", at), self._of("null", at))
+        times = self._at("timesteps", at, step)[rows.edit]
+        predictions = self.unet(given, times, encoder_hidden_states=states).sample
+        self.row_evals += len(given)
+        return to_denoised(combine(predictions, rows), latents, sigma.view(-1, 1, 1, 1), self.prediction_type)
 
     def _outside_kept(self, at: torch.Tensor, step: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:
         """Outside of the mask the original image, as noisy as the edit now is (blended latents, Avrahami et al.)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ip2p.editing.editor import check_settings
+from ip2p.editing.editor import check_picture, check_settings
 from ip2p.errors import InputError
 
 MAX_STEPS = 1000
@@ -40,9 +40,7 @@ def check_request(request: EditRequest) -> None:
     check_settings(request.steps, request.sampler, request.seed, *scales)
     if request.steps > MAX_STEPS:
         raise InputError(f"steps must be at most {MAX_STEPS}, got {request.steps}")
-    if request.image.dtype != np.uint8 or request.image.ndim != 3 or request.image.shape[2] != 3:
-        found = f"{request.image.shape}, {request.image.dtype}"
-        raise InputError(f"picture of shape {found}: expected (H, W, 3), uint8")
+    check_picture(request.image)
     if request.mask is not None and request.mask.shape != request.image.shape[:2]:
         found, wanted = (f"{shape[1]} x {shape[0]}" for shape in (request.mask.shape, request.image.shape))
         raise InputError(f"mask of {found} pixels for a picture of {wanted}; make it as large as the picture")

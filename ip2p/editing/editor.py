@@ -16,9 +16,9 @@ import torch
 
 from ip2p.editing.denoiser import GuidedDenoiser
 from ip2p.editing.guidance import needed_rows, row_images, row_states
-from ip2p.editing.resize import Fitted, crop_to, pad_to, restore, working_size
+from ip2p.editing.resize import Fitted, fit, restore
 from ip2p.errors import CheckpointError, InputError
-from ip2p.models.coding import latents_of, pictures_of, pixels_per_latent, text_states
+from ip2p.models.coding import edit_sizes, latents_of, pictures_of, text_states
 from ip2p.models.components import EditModel
 from ip2p.pairs.sampling import SAMPLERS, PairNoise
 from ip2p.pairs.sigmas import sigma_table
@@ -43,9 +43,7 @@ class Editor:
 
     def __init__(self, model: EditModel, edits_per_call: int = 8):
         self.model, self.edits_per_call = model, edits_per_call
-        unet, factor = model.unet.config, pixels_per_latent(model.vae.config)
-        self.multiple = factor * 2 ** (len(unet.block_out_channels) - 1)  # 64 pixels for Stable Diffusion
-        self.resolution = int(unet.sample_size) * factor  # 512 pixels for Stable Diffusion 1.5
+        self.multiple, self.resolution = edit_sizes(model)
         self.row_evals = 0
 
     @torch.inference_mode()
@@ -78,11 +76,10 @@ class Editor:
         Raises InputError for values that cannot be used, CheckpointError where the model's answer is not finite.
         """
         side = self.resolution if resolution is None else resolution
-        fitted = [self._fitted(image, side, restore_size) for image in images]
-        scales = (
-            self.model.guidance_scale if guidance_scale is None else guidance_scale,
-            self.model.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
-        )
+        for image in images:
+            check_picture(image)
+        fitted = [fit(image, side, self.multiple, restore_size) for image in images]
+        scales = self.model.scales(guidance_scale, image_guidance_scale)
         columns = (instructions, negative_prompt, seed, *scales)
         values = zip(*(_for_each(column, len(fitted)) for column in columns), strict=True)
         requests = [Request(one, *rest) for one, rest in zip(fitted, values, strict=True)]
@@ -94,12 +91,6 @@ class Editor:
             for place, pixels in zip(places, made, strict=True):
                 edited[place] = restore(pixels, fitted[place]) if restore_size else pixels
         return edited
-
-    def _fitted(self, image: np.ndarray, resolution: int, restore_size: bool) -> Fitted:
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise InputError(f"picture of shape {image.shape}, {image.dtype}: expected (H, W, 3), uint8")
-        size = working_size(image.shape[1], image.shape[0], resolution, self.multiple)
-        return pad_to(image, size) if restore_size else crop_to(image, size)
 
     def _calls(self, requests: Sequence[Request]) -> Iterable[list[int]]:
         """Places of the edits that share a call: those of one size, without the empty instructions."""
@@ -154,8 +145,18 @@ class Editor:
 
 def image_latents(model: EditModel, pictures: Sequence[np.ndarray]) -> torch.Tensor:
     """What the UNet is shown of uint8 pictures ``(n, C, h, w)``: their latents in the convention of the model."""
-    scale = model.vae.config.scaling_factor if model.image_latent_scaled else 1.0
-    return latents_of(model.vae, pictures) * scale
+    return as_seen(model, latents_of(model.vae, pictures))
+
+
+def as_seen(model: EditModel, modes: torch.Tensor) -> torch.Tensor:
+    """Modes of posteriors as the UNet is shown them, in the convention of the model."""
+    return modes * (model.vae.config.scaling_factor if model.image_latent_scaled else 1.0)
+
+
+def check_picture(image: np.ndarray) -> None:
+    """Raise InputError for an array that is no RGB picture."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise InputError(f"picture of shape {image.shape}, {image.dtype}: expected (H, W, 3), uint8")
 
 
 def check_settings(

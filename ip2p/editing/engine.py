@@ -23,7 +23,8 @@ import torch
 from ip2p.editing.edit_bank import EditBank
 from ip2p.editing.edit_request import EditRequest, check_request
 from ip2p.editing.preparation import Prepared, Preparer, finished_picture
-from ip2p.editing.step_cost import StepCost
+from ip2p.editing.step_cost import MEASURED_ROWS, StepCost
+from ip2p.editing.step_table import StepTable
 from ip2p.editing.work_order import Waiting, chosen
 from ip2p.errors import DeadlineError, EditError, Ip2pError, QueueFullError
 from ip2p.models.components import EditModel
@@ -93,7 +94,8 @@ class EditEngine:
     def submit(self, request: EditRequest, on_progress: Callable[[Edit], object] | None = None) -> Edit:
         """Take ``request`` in. Raises InputError for what cannot be done, QueueFullError where too much waits."""
         check_request(request)
-        edit = Edit(request, sum(self._preparer.table(request).rows), on_progress)
+        table = self._preparer.table(request)
+        edit = Edit(request, sum(table.rows), on_progress)
         with self._wake:
             if self._closing:
                 raise QueueFullError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
@@ -104,7 +106,7 @@ class EditEngine:
                     retry_after_s=wait_s - self.queue_limit_s,
                 )
             self._edits.add(edit)
-        self._side.submit(self._prepare, edit)
+        self._side.submit(self._prepare, edit, table)
         return edit
 
     def queued_s(self) -> float:
@@ -123,10 +125,10 @@ class EditEngine:
 
     # ---- beside the steps
 
-    def _prepare(self, edit: Edit) -> None:
+    def _prepare(self, edit: Edit, table: StepTable) -> None:
         try:
             if not edit.future.cancelled() and not edit.late:
-                edit._prepared = self._preparer.prepare(edit.request)
+                edit._prepared = self._preparer.prepare(edit.request, table)
         except Exception as error:
             self._end(edit, error=error)
             return
@@ -287,8 +289,6 @@ def measured_cost(
     model: EditModel, latent_shape: tuple[int, int, int], sizes: Mapping[int, int] | None = None
 ) -> StepCost:
     """Seconds of a UNet call by rows, each size run once to warm up and then measured (``sizes``: rows to repeats)."""
-    from ip2p.editing.step_cost import MEASURED_ROWS
-
     unet, channels = model.unet, latent_shape[0]
     window = model.text_encoder.config.max_position_embeddings
     measured = {}

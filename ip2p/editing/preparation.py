@@ -16,11 +16,11 @@ import torch
 
 from ip2p.editing.edit_bank import EditInputs
 from ip2p.editing.edit_request import EditRequest
-from ip2p.editing.editor import image_latents
-from ip2p.editing.resize import Fitted, crop_to, pad_to, restore, working_size
+from ip2p.editing.editor import as_seen
+from ip2p.editing.resize import Fitted, crop_to, fit, restore
 from ip2p.editing.step_table import StepTable, step_table
 from ip2p.errors import CheckpointError
-from ip2p.models.coding import latents_of, pictures_of, pixels_per_latent, text_states
+from ip2p.models.coding import edit_sizes, latents_of, pictures_of, pixels_per_latent, text_states
 from ip2p.models.components import EditModel
 from ip2p.pairs.sampling import PairNoise
 
@@ -41,43 +41,37 @@ class Preparer:
 
     def __init__(self, model: EditModel):
         self.model = model
-        unet, self.factor = model.unet.config, pixels_per_latent(model.vae.config)
-        self.multiple = self.factor * 2 ** (len(unet.block_out_channels) - 1)
-        self.resolution = int(unet.sample_size) * self.factor
+        self.multiple, self.resolution = edit_sizes(model)
         self._latents, self._texts = Remembered(), Remembered()
 
     def table(self, request: EditRequest) -> StepTable:
         """The request's steps; the model's own scales where it names none."""
-        model = self.model
-        return step_table(
-            model.scheduler_config, request.sampler, request.steps,
-            model.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-            model.image_guidance_scale if request.image_guidance_scale is None else request.image_guidance_scale,
-            request.guidance_interval,
-        )  # fmt: skip
+        scales = self.model.scales(request.guidance_scale, request.image_guidance_scale)
+        config = self.model.scheduler_config
+        return step_table(config, request.sampler, request.steps, *scales, request.guidance_interval)
 
     @torch.inference_mode()
-    def prepare(self, request: EditRequest) -> Prepared:
-        """Raises InputError for a picture that cannot be fitted."""
-        height, width = request.image.shape[:2]
-        size = working_size(width, height, request.resolution or self.resolution, self.multiple)
-        fit = pad_to if request.restore_size else crop_to
-        fitted = fit(request.image, size)
+    def prepare(self, request: EditRequest, table: StepTable) -> Prepared:
+        """``table`` is that of the request. Raises InputError for a picture that cannot be fitted."""
+        fitted = self._fitted(request, request.image)
         if not request.instruction.strip():
             return Prepared(request, fitted, None)
-        key = (size, hashlib.sha256(fitted.pixels.tobytes()).digest())
+        key = (fitted.pixels.shape, hashlib.sha256(fitted.pixels.tobytes()).digest())
         image, clean = self._latents(key, lambda: self._encoded(fitted))
-        mask = None if request.mask is None else self._latent_mask(fit(_as_picture(request.mask), size))
+        mask = None if request.mask is None else self._latent_mask(self._fitted(request, _as_picture(request.mask)))
         text, null = self._text(request.instruction), self._text(request.negative_prompt)
-        inputs = EditInputs(image, text, null, self._noise(request, image.shape), self.table(request), mask, clean)
+        inputs = EditInputs(image, text, null, self._noise(request, image.shape), table, mask, clean)
         return Prepared(request, fitted, inputs)
+
+    def _fitted(self, request: EditRequest, picture: np.ndarray) -> Fitted:
+        return fit(picture, request.resolution or self.resolution, self.multiple, request.restore_size)
 
     def _encoded(self, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
         """The original's latent as the UNet sees it, and as the sampler does."""
         config = self.model.vae.config
         mode = latents_of(self.model.vae, [fitted.pixels])[0]
         clean = (mode - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
-        return image_latents(self.model, [fitted.pixels])[0], clean
+        return as_seen(self.model, mode), clean
 
     def _text(self, text: str) -> torch.Tensor:
         return typing.cast(torch.Tensor, self._texts(text, lambda: text_states(self.model, [text])[0]))
@@ -90,7 +84,7 @@ class Preparer:
     def _latent_mask(self, fitted: Fitted) -> torch.Tensor:
         """``(1, h, w)``: 1 where any pixel of the cell may be edited, so that the edit has room up to its border."""
         pixels = torch.from_numpy(np.array(fitted.pixels[:, :, 0])).float()[None, None]
-        return (torch.nn.functional.max_pool2d(pixels, self.factor)[0] > 0).float()
+        return (torch.nn.functional.max_pool2d(pixels, pixels_per_latent(self.model.vae.config))[0] > 0).float()
 
 
 @torch.inference_mode()

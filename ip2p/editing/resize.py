@@ -53,6 +53,12 @@ def working_size(width: int, height: int, resolution: int = 512, multiple: int =
     return (long_side, short_side) if width >= height else (short_side, long_side)
 
 
+def fit(picture: np.ndarray, resolution: int, multiple: int, whole: bool) -> Fitted:
+    """``picture`` at its working size: nothing cut off (``whole``), or nothing added. Raises as ``working_size``."""
+    size = working_size(picture.shape[1], picture.shape[0], resolution, multiple)
+    return pad_to(picture, size) if whole else crop_to(picture, size)
+
+
 def crop_to(picture: np.ndarray, size: Size) -> Fitted:
     """Scale to cover ``size`` and cut the rest off evenly on both sides, by Lanczos as in the original."""
     height, width = picture.shape[:2]

@@ -57,6 +57,12 @@ def text_states(model: typing.Any, texts: Sequence[str]) -> torch.Tensor:
     return torch.stack([known[text] for text in texts])
 
 
+def edit_sizes(model: typing.Any) -> tuple[int, int]:
+    """In pixels: what an edit's sides are multiples of (64 for Stable Diffusion), and the model's own resolution."""
+    unet, factor = model.unet.config, pixels_per_latent(model.vae.config)
+    return factor * 2 ** (len(unet.block_out_channels) - 1), int(unet.sample_size) * factor
+
+
 def pixels_per_latent(vae_config: typing.Any) -> int:
     """By how much the autoencoder makes a side smaller: 8 for Stable Diffusion."""
     return int(2 ** (len(vae_config.block_out_channels) - 1))

@@ -69,6 +69,13 @@ class EditModel:
     guidance_scale: float = 7.5
     image_guidance_scale: float = 1.5
 
+    def scales(self, guidance_scale: typing.Any, image_guidance_scale: typing.Any) -> tuple[typing.Any, typing.Any]:
+        """What was asked for, with the model's own scale in place of None."""
+        return (
+            self.guidance_scale if guidance_scale is None else guidance_scale,
+            self.image_guidance_scale if image_guidance_scale is None else image_guidance_scale,
+        )
+
 
 @dataclass(frozen=True)
 class Clip:

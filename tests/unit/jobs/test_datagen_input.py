@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs import datagen
+from tests.job_errors import one_error
 from tests.tiny_family import build_tiny_family
 
 
@@ -32,13 +33,6 @@ def job(family, tmp_path, capsys):
         return code, capsys.readouterr().err
 
     return run
-
-
-def one_error(said: str) -> str:
-    lines = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, said
-    assert "Traceback" not in said
-    return lines[0]
 
 
 def test_empty_caption_file(job, tmp_path):

@@ -10,7 +10,10 @@ from ip2p.config import Models
 from ip2p.models.components import EditModel, load_text_to_image
 from ip2p.models.export import save_edit_model
 from jobs import evaluate
+from tests.job_errors import one_error
 from tests.tiny_family import build_text_to_image, tiny_unet
+
+pytestmark = pytest.mark.usefixtures("no_cluster")
 
 
 @pytest.fixture(scope="module")
@@ -28,20 +31,10 @@ def job(model, tmp_path, capsys):
 
     def run(*more: str, of: Path = model) -> str:
         code = evaluate.main(["--model", str(of), "--output", str(tmp_path / "out"), *more])
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert code == 1
-        assert len(lines) == 1
-        return lines[0]
+        return one_error(capsys.readouterr().err)
 
     return run
-
-
-@pytest.fixture(autouse=True)
-def no_cluster(monkeypatch):
-    def refuse() -> None:
-        raise AssertionError("a cluster was joined")
-
-    monkeypatch.setattr("jobs._ray.connect", refuse)
 
 
 @pytest.mark.parametrize(
