@@ -2,7 +2,8 @@
 
 Ip2pError
 ├── InputError        a caption file, manifest or option cannot be used
-│   └── RecipeError   an unknown or ill-typed recipe field
+│   ├── RecipeError   an unknown or ill-typed recipe field
+│   └── PictureError  a file that holds no picture that can be used
 ├── StorageError      a folder or bucket cannot be read or written (no rights, no route, disk full)
 ├── CheckpointError   weights are missing, cut short, altered or of the wrong shape
 ├── DatasetError      a dataset folder is incomplete or inconsistent
@@ -28,6 +29,14 @@ class InputError(Ip2pError):
 
 class RecipeError(InputError):
     """A recipe field that does not exist or has a value of the wrong type or range."""
+
+
+class PictureError(InputError):
+    """A file that cannot be used as a picture. ``kind``: format (another one), size (too large) or damaged."""
+
+    def __init__(self, message: str, kind: str = "damaged"):
+        super().__init__(message)
+        self.kind = kind
 
 
 class StorageError(Ip2pError):

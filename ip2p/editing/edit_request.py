@@ -25,6 +25,7 @@ class EditRequest:
     negative_prompt: str = ""
     sampler: str = "euler_ancestral"
     resolution: int | None = None  # pixels
+    size: tuple[int, int] | None = None  # width and height of the result instead, cut to; whole cells of the model
     restore_size: bool = False
     mask: np.ndarray | None = None  # (H, W) uint8, 255 = edit, 0 = keep, as large as the image
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # shares of the steps
@@ -44,6 +45,8 @@ def check_request(request: EditRequest) -> None:
     if request.mask is not None and request.mask.shape != request.image.shape[:2]:
         found, wanted = (f"{shape[1]} x {shape[0]}" for shape in (request.mask.shape, request.image.shape))
         raise InputError(f"mask of {found} pixels for a picture of {wanted}; make it as large as the picture")
+    if request.size is not None and (request.restore_size or request.resolution is not None):
+        raise InputError("size says all of the result's size; leave out resolution and restore_size")
     first, last = request.guidance_interval
     if not 0 <= first <= last <= 1:
         raise InputError(

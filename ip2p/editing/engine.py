@@ -45,6 +45,7 @@ class Edit:
     begun_at: float | None = None  # its first step
     ended_at: float | None = None  # its last
     steps_done: int = 0
+    cut: bool = False  # its instruction or negative prompt is longer than the text encoder reads
     preview: torch.Tensor | None = None  # (C, h, w) latent of the newest preview; float32
     number: int = field(default_factory=itertools.count().__next__)
     _shape: tuple[int, ...] = ()
@@ -94,6 +95,7 @@ class EditEngine:
     def submit(self, request: EditRequest, on_progress: Callable[[Edit], object] | None = None) -> Edit:
         """Take ``request`` in. Raises InputError for what cannot be done, QueueFullError where too much waits."""
         check_request(request)
+        self._preparer.check_size(request)
         table = self._preparer.table(request)
         edit = Edit(request, sum(table.rows), on_progress)
         with self._wake:
@@ -129,6 +131,7 @@ class EditEngine:
         try:
             if not edit.future.cancelled() and not edit.late:
                 edit._prepared = self._preparer.prepare(edit.request, table)
+                edit.cut = edit._prepared.cut
         except Exception as error:
             self._end(edit, error=error)
             return

@@ -17,10 +17,10 @@ import torch
 from ip2p.editing.edit_bank import EditInputs
 from ip2p.editing.edit_request import EditRequest
 from ip2p.editing.editor import as_seen
-from ip2p.editing.resize import Fitted, crop_to, fit, restore
+from ip2p.editing.resize import Fitted, crop_to, fit, restore, working_size
 from ip2p.editing.step_table import StepTable, step_table
-from ip2p.errors import CheckpointError
-from ip2p.models.coding import edit_sizes, latents_of, pictures_of, pixels_per_latent, text_states
+from ip2p.errors import CheckpointError, InputError
+from ip2p.models.coding import edit_sizes, is_cut, latents_of, pictures_of, pixels_per_latent, text_states
 from ip2p.models.components import EditModel
 from ip2p.pairs.sampling import PairNoise
 
@@ -34,6 +34,7 @@ class Prepared:
     request: EditRequest
     fitted: Fitted
     inputs: EditInputs | None
+    cut: bool = False  # a text is longer than the text encoder reads
 
 
 class Preparer:
@@ -44,6 +45,15 @@ class Preparer:
         self.multiple, self.resolution = edit_sizes(model)
         self._latents, self._texts = Remembered(), Remembered()
 
+    def check_size(self, request: EditRequest) -> None:
+        """Raise InputError for a size that this model cannot edit at."""
+        if request.size is None:
+            height, width = request.image.shape[:2]
+            working_size(width, height, request.resolution or self.resolution, self.multiple)
+        elif any(side < self.multiple or side % self.multiple for side in request.size):
+            width, height = request.size
+            raise InputError(f"size {width}x{height}: both sides must be multiples of {self.multiple} for this model")
+
     def table(self, request: EditRequest) -> StepTable:
         """The request's steps; the model's own scales where it names none."""
         scales = self.model.scales(request.guidance_scale, request.image_guidance_scale)
@@ -52,7 +62,7 @@ class Preparer:
 
     @torch.inference_mode()
     def prepare(self, request: EditRequest, table: StepTable) -> Prepared:
-        """``table`` is that of the request. Raises InputError for a picture that cannot be fitted."""
+        """``table`` is that of the request, whose size is checked."""
         fitted = self._fitted(request, request.image)
         if not request.instruction.strip():
             return Prepared(request, fitted, None)
@@ -61,9 +71,11 @@ class Preparer:
         mask = None if request.mask is None else self._latent_mask(self._fitted(request, _as_picture(request.mask)))
         text, null = self._text(request.instruction), self._text(request.negative_prompt)
         inputs = EditInputs(image, text, null, self._noise(request, image.shape), table, mask, clean)
-        return Prepared(request, fitted, inputs)
+        return Prepared(request, fitted, inputs, any(map(self._is_cut, (request.instruction, request.negative_prompt))))
 
     def _fitted(self, request: EditRequest, picture: np.ndarray) -> Fitted:
+        if request.size is not None:
+            return crop_to(picture, request.size)
         return fit(picture, request.resolution or self.resolution, self.multiple, request.restore_size)
 
     def _encoded(self, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,6 +87,9 @@ class Preparer:
 
     def _text(self, text: str) -> torch.Tensor:
         return typing.cast(torch.Tensor, self._texts(text, lambda: text_states(self.model, [text])[0]))
+
+    def _is_cut(self, text: str) -> bool:
+        return is_cut(self.model.tokenizer, self.model.text_encoder, text)
 
     def _noise(self, request: EditRequest, shape: torch.Size) -> torch.Tensor:
         noise = PairNoise([request.seed], (shape[0], shape[1], shape[2]))

@@ -43,6 +43,11 @@ def token_ids(tokenizer: typing.Any, text_encoder: typing.Any, text: str) -> lis
     return list(tokenizer(text, padding="max_length", max_length=window, truncation=True)["input_ids"])
 
 
+def is_cut(tokenizer: typing.Any, text_encoder: typing.Any, text: str) -> bool:
+    """Whether ``text`` is longer than the encoder's window, so that its end goes unread."""
+    return len(tokenizer(text)["input_ids"]) > text_encoder.config.max_position_embeddings
+
+
 def text_state(text_encoder: typing.Any, ids: Sequence[int]) -> torch.Tensor:
     """``(T, D)`` float32: the last hidden states of one text, after the final norm."""
     return text_encoder(torch.tensor([list(ids)], device=text_encoder.device)).last_hidden_state[0]

@@ -13,7 +13,7 @@ import pytest
 
 from ip2p.config import Pairs, Recipe, check_recipe, known_fields, load_recipe, recipe_from_json
 from ip2p.errors import RecipeError, StorageError
-from ip2p.images import decode_image, encode_image, to_uint8
+from ip2p.images import carried_text, decode_image, encode_image, to_uint8
 from ip2p.seeds import derive_seed, stable_id, unit_uniform
 from ip2p.storage import LocalFolder, open_folder, read_file
 
@@ -200,13 +200,22 @@ def test_an_unreachable_store_says_what_to_check(monkeypatch):
         open_folder("s3://bucket/x").write("a", b"1")
 
 
-@pytest.mark.parametrize("image_format", ["png", "jpeg"])
-def test_pictures_survive_encoding(image_format):
+@pytest.mark.parametrize(("image_format", "quality", "off"), [("png", 95, 0), ("webp", 100, 0), ("jpeg", 95, 6)])
+def test_pictures_survive_encoding(image_format, quality, off):
     ramp = np.linspace(0, 255, 64, dtype=np.uint8)
     picture = np.stack([np.tile(ramp, (64, 1)), np.tile(ramp, (64, 1)).T, np.full((64, 64), 90, np.uint8)], axis=2)
-    back = decode_image(encode_image(picture, image_format))
-    assert np.abs(back.astype(int) - picture).max() <= (0 if image_format == "png" else 6)
-    assert encode_image(picture, image_format) == encode_image(picture, image_format)
+    data = encode_image(picture, image_format, quality)
+    assert np.abs(decode_image(data).astype(int) - picture).max() <= off
+    assert encode_image(picture, image_format, quality) == data
+    assert carried_text(data) == ""
+    said = encode_image(picture, image_format, quality, about='{"seed": 7}')
+    assert carried_text(said) == '{"seed": 7}'
+    assert np.array_equal(decode_image(said), decode_image(data))
+
+
+def test_an_unknown_picture_format_is_no_silent_png():
+    with pytest.raises(ValueError, match="unknown image format 'gif'"):
+        encode_image(np.zeros((8, 8, 3), np.uint8), "gif")
 
 
 def test_float_pictures_are_rounded_not_truncated():

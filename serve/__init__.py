@@ -1,0 +1,1 @@
+"""Serving edits: the web application (no Ray), its Ray Serve deployment and its page."""

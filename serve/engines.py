@@ -1,0 +1,83 @@
+"""The engines of a server, one a model, loaded when first asked for; the least recently used makes room for another."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import logging
+from dataclasses import dataclass
+
+from ip2p.editing.engine import EditEngine, measured_cost
+from ip2p.models.coding import edit_sizes, pixels_per_latent
+from ip2p.models.components import EditModel, load_edit_model
+from serve.settings import Settings
+
+log = logging.getLogger("ip2p.serve")
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """A model in memory and the engine that edits with it."""
+
+    name: str
+    model: EditModel
+    engine: EditEngine
+
+
+class Engines:
+    """Use from one event loop. Loading and closing run in threads beside it."""
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+        self._served: collections.OrderedDict[str, asyncio.Future[Served]] = collections.OrderedDict()
+
+    async def get(self, name: str) -> Served:
+        """The model ``name`` of the settings. Raises CheckpointError where its folder cannot be used."""
+        if name not in self._served:
+            self._served[name] = asyncio.ensure_future(asyncio.to_thread(self._load, name))
+            self._make_room()
+        self._served.move_to_end(name)
+        loading = self._served[name]
+        try:
+            return await asyncio.shield(loading)
+        except Exception:
+            if self._served.get(name) is loading:
+                del self._served[name]  # the next who asks tries again
+            raise
+
+    def loaded(self) -> list[Served]:
+        """Those that are ready now."""
+        return [one.result() for one in self._served.values() if one.done() and not one.exception()]
+
+    def queued_s(self) -> float:
+        """Seconds of work taken in and not done: engines share the device, so their work adds up."""
+        return sum(served.engine.queued_s() for served in self.loaded())
+
+    async def close(self) -> None:
+        """Finish what was taken in."""
+        await asyncio.gather(*[asyncio.to_thread(served.engine.close) for served in self.loaded()])
+        self._served.clear()
+
+    def _load(self, name: str) -> Served:
+        model = load_edit_model(self.settings.models[name], self.settings.dtype, self.settings.device)
+        resolution = edit_sizes(model)[1]
+        side = resolution // pixels_per_latent(model.vae.config)
+        cost = measured_cost(model, (model.vae.config.latent_channels, side, side))
+        log.info("model %s: calls of %d rows, %.3f s each", name, cost.knee(), cost.of_call(cost.knee()))
+        return Served(name, model, EditEngine(model, cost, self.settings.queue_limit_s))
+
+    def _make_room(self) -> None:
+        while len(self._served) > max(1, self.settings.models_held):
+            name, old = self._served.popitem(last=False)
+            log.info("model %s makes room", name)
+            old.add_done_callback(_close_aside)
+
+
+def _close_aside(loaded: asyncio.Future[Served]) -> None:
+    if not loaded.cancelled() and loaded.exception() is None:
+        task = asyncio.ensure_future(asyncio.to_thread(loaded.result().engine.close))
+        _CLOSING.add(task)
+        task.add_done_callback(_CLOSING.discard)
+
+
+_CLOSING: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
