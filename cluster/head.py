@@ -31,7 +31,13 @@ from ip2p.errors import Ip2pError
 PARENT = Path("/tmp")
 PREFIX = "ip2p-"
 # Of another cluster. RAY_AUTH_TOKEN would even go before the file that we name.
-FOREIGN = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+FOREIGN = (
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+    "RAY_DASHBOARD_ADDRESS",
+    "RAY_AUTH_TOKEN",
+    "RAY_JOB_CONFIG_JSON_ENV_VAR",
+)
 
 
 class ClusterError(Ip2pError):
@@ -109,7 +115,8 @@ def environment(cluster: Cluster) -> dict[str, str]:
 def _addresses(cluster: Cluster) -> dict[str, str]:
     return {
         "RAY_ADDRESS": f"127.0.0.1:{cluster.gcs_port}",
-        "RAY_API_SERVER_ADDRESS": cluster.dashboard,
+        "RAY_API_SERVER_ADDRESS": cluster.dashboard,  # for `ray job`
+        "RAY_DASHBOARD_ADDRESS": cluster.dashboard,  # for `serve`
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1,localhost"])),
     }
 
@@ -166,6 +173,8 @@ def _shared_environment(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray Serve kills an ingress that needs more than three times this to start, as it does on busy cores (5 s).
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }
 
 

@@ -11,7 +11,7 @@ import math
 import typing
 from collections.abc import Mapping
 
-from ip2p.errors import DeadlineError, InputError, Ip2pError, PictureError, QueueFullError
+from ip2p.errors import DeadlineError, DeviceError, InputError, Ip2pError, PictureError, QueueFullError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 NO_RETRY = {"x-should-retry": "false"}
@@ -54,6 +54,8 @@ def api_error(error: Exception, param: str | None = None) -> ApiError:
     if isinstance(error, PictureError):
         status, code = PICTURE_STATUS[error.kind]
         return ApiError(status, code, str(error), param)
+    if isinstance(error, DeviceError):
+        return ApiError(503, "device_failed", "the accelerator failed; this replica is being replaced, try again")
     if isinstance(error, InputError):
         return ApiError(400, "invalid_value", str(error), param)
     if isinstance(error, Ip2pError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import dataclasses
 import time
 import typing
 from collections.abc import AsyncIterator
@@ -16,13 +17,14 @@ from ip2p.editing.engine import Edit
 from serve.api_errors import ApiError, api_error
 from serve.edit_jobs import EditJobs
 from serve.engines import Engines
-from serve.form import EditForm, known_fields, read_form
+from serve.form import READERS, EditForm, known_fields, read_form
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.taking_in import Taken, answer, encoded, finished, look, preview_file, provenance, take_in, usage
 from serve.waiting import KEEP_ALIVE_S, ClientGoneError, server_event, unless_gone
 
 MAX_PARTS = 64
+MODEL_HEADER = "serve_multiplexed_model_id"  # Ray Serve's
 MAX_TEXT_BYTES = 256 * 1024
 
 
@@ -35,6 +37,7 @@ class EditRoute:
     async def __call__(self, request: Request) -> Response:
         """The answer in the form that was asked for. Raises ApiError."""
         form = read_form(await _parts(request), self.settings)
+        form = _with_routed_model(form, request.headers.get(MODEL_HEADER), self.settings)
         request.scope["state"]["user"] = form.user or form.safety_identifier
         wishes = request.headers.get("prefer", "").lower()
         if "respond-async" in wishes:
@@ -109,6 +112,16 @@ class EditRoute:
             lane, ended = "batch" if edit.request.batch else "interactive", edit.ended_at or time.monotonic()
             self.metrics.edit_seconds.labels(lane).observe(ended - edit.submitted_at)
             self.metrics.queue_seconds.labels(lane).observe((edit.begun_at or ended) - edit.submitted_at)
+
+
+def _with_routed_model(form: EditForm, routed: str | None, settings: Settings) -> EditForm:
+    """The model of the header by which a cluster finds a replica that holds it; the form's word must be the same."""
+    if routed is None:
+        return form
+    if form.model not in (None, routed):
+        message = f"model is {form.model!r} and the header {MODEL_HEADER} {routed[:80]!r}; send the same"
+        raise ApiError(400, "invalid_value", message, "model")
+    return dataclasses.replace(form, model=READERS["model"]("model", routed, settings))
 
 
 def _event(taken: Taken, picture: typing.Any, file: bytes) -> dict[str, typing.Any]:

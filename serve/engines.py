@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ip2p.editing.engine import EditEngine, measured_cost
@@ -25,14 +26,19 @@ class Served:
 
 
 class Engines:
-    """Use from one event loop. Loading and closing run in threads beside it."""
+    """Use from one event loop. Loading and closing run in threads beside it.
 
-    def __init__(self, settings: Settings):
-        self.settings = settings
+    ``announce`` is told of each model that is asked for: on a cluster, so that requests find the replica that holds it.
+    """
+
+    def __init__(self, settings: Settings, announce: Callable[[str], Awaitable[object]] | None = None):
+        self.settings, self._announce = settings, announce
         self._served: collections.OrderedDict[str, asyncio.Future[Served]] = collections.OrderedDict()
 
     async def get(self, name: str) -> Served:
         """The model ``name`` of the settings. Raises CheckpointError where its folder cannot be used."""
+        if self._announce is not None:
+            await self._announce(name)
         if name not in self._served:
             self._served[name] = asyncio.ensure_future(asyncio.to_thread(self._load, name))
             self._make_room()
@@ -52,6 +58,10 @@ class Engines:
     def queued_s(self) -> float:
         """Seconds of work taken in and not done: engines share the device, so their work adds up."""
         return sum(served.engine.queued_s() for served in self.loaded())
+
+    def work(self) -> bool:
+        """Whether all of them can still edit."""
+        return all(served.engine.works() for served in self.loaded())
 
     async def close(self) -> None:
         """Finish what was taken in."""

@@ -91,7 +91,8 @@ def _about(settings: Settings, engines: Engines, health: Health, metrics: Metric
 
     @routes.get("/healthz")
     async def healthz() -> JSONResponse:
-        return JSONResponse({"status": "alive"})
+        alive = engines.work()
+        return JSONResponse({"status": "alive" if alive else "BROKEN"}, 200 if alive else 503)
 
     @routes.get("/readyz")
     async def readyz() -> JSONResponse:

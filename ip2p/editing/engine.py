@@ -26,8 +26,9 @@ from ip2p.editing.preparation import Prepared, Preparer, finished_picture
 from ip2p.editing.step_cost import MEASURED_ROWS, StepCost
 from ip2p.editing.step_table import StepTable
 from ip2p.editing.work_order import Waiting, chosen
-from ip2p.errors import DeadlineError, EditError, Ip2pError, QueueFullError
+from ip2p.errors import DeadlineError, DeviceError, EditError, Ip2pError, QueueFullError
 from ip2p.models.components import EditModel
+from ip2p.models.device_faults import is_device_fault, is_out_of_memory
 
 SLEEP_S = 0.5  # the thread looks for cancelled edits at least so often
 MAX_BATCH_EDITS = 64  # edits of the batch lane that hold memory at a time
@@ -74,6 +75,7 @@ class EditEngine:
         self.model, self.cost, self.queue_limit_s = model, cost, queue_limit_s
         self.cap = cost.knee()
         self.calls = self.row_evals = 0
+        self.broken: DeviceError | None = None  # the device is lost: another process must take over
         self.ended: collections.Counter[str] = collections.Counter()  # done, cancelled, late, failed
         self._preparer = Preparer(model)
         self._banks: dict[tuple[int, ...], EditBank] = {}
@@ -94,6 +96,8 @@ class EditEngine:
 
     def submit(self, request: EditRequest, on_progress: Callable[[Edit], object] | None = None) -> Edit:
         """Take ``request`` in. Raises InputError for what cannot be done, QueueFullError where too much waits."""
+        if self.broken is not None:
+            raise self.broken
         check_request(request)
         self._preparer.check_size(request)
         table = self._preparer.table(request)
@@ -116,6 +120,10 @@ class EditEngine:
         with self._wake:
             left = [self._left(edit) for edit in self._edits]
         return self.cost.of_work(sum(left))
+
+    def works(self) -> bool:
+        """Whether it can still edit; if not, its process must be replaced."""
+        return self._thread.is_alive() and self.broken is None
 
     def close(self) -> None:
         """Take no more edits, finish those that were taken in, and end the threads."""
@@ -248,14 +256,23 @@ class EditEngine:
 
     def _after_failure(self, shape: tuple[int, ...], slots: list[int], rows: int, error: Exception) -> None:
         """Nothing has moved. Too little memory: smaller calls from now on. Anything else: find whose fault it is."""
-        if len(slots) == 1:
-            self._banks[shape].remove(slots[0])
-            self._end(self._active[shape].pop(slots[0]), error=error)
-        elif isinstance(error, torch.OutOfMemoryError):
+        if is_device_fault(error):
+            self.broken = DeviceError(f"{self.model.unet.device} failed: {error}; another process must take over")
+            self.broken.__cause__ = error
+            for size, active in self._active.items():
+                for slot in list(active):
+                    self._fail(size, slot, self.broken)
+        elif len(slots) == 1:
+            self._fail(shape, slots[0], error)
+        elif is_out_of_memory(error):
             self.cap = max(1, rows // 2)
         else:
             for slot in slots:
                 self._call(shape, [slot])
+
+    def _fail(self, shape: tuple[int, ...], slot: int, error: Exception) -> None:
+        self._banks[shape].remove(slot)
+        self._end(self._active[shape].pop(slot), error=error)
 
     def _moved(self, shape: tuple[int, ...], slot: int, started: float) -> None:
         bank, edit = self._banks[shape], self._active[shape][slot]

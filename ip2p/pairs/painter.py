@@ -20,6 +20,7 @@ from ip2p.errors import DeviceError, RecipeError
 from ip2p.images import encode_image, to_uint8
 from ip2p.models.coding import decode_latents, pixels_per_latent, text_state, token_ids
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
+from ip2p.models.device_faults import is_device_fault, is_out_of_memory
 from ip2p.pairs.alignment import align_tokens
 from ip2p.pairs.candidates import draw_candidates
 from ip2p.pairs.clip_similarity import ClipSimilarity
@@ -89,7 +90,7 @@ class PaintPairs:
             painted = self.paint(prompt_id, caption, edited_caption)
             pairs = self._pairs((prompt_id, caption, edited_caption), painted)
         except Exception as error:
-            if _is_device_fault(error):
+            if is_device_fault(error):
                 raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
             return {**_unpainted(row), "status": "error", "reason": "", "error": f"{type(error).__name__}: {error}"}
         return {
@@ -138,7 +139,7 @@ class PaintPairs:
         try:
             return self._paint_call(texts, call, caption, edited_caption)
         except (MemoryError, RuntimeError) as error:
-            if len(call) == 1 or not _is_out_of_memory(error):
+            if len(call) == 1 or not is_out_of_memory(error):
                 raise
         # The exception, and with it the failed call's tensors, is gone; only now can their memory be given back.
         if torch.cuda.is_available():
@@ -231,19 +232,6 @@ def _as_pictures(images: torch.Tensor) -> Pictures | None:
         return None
     original, edited = to_uint8(images.permute(0, 2, 3, 1).cpu().numpy())
     return original, edited
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-
-
-def _is_device_fault(error: Exception) -> bool:
-    fault = getattr(torch, "AcceleratorError", None)  # torch 2.8 and later
-    is_fault = (fault is not None and isinstance(error, fault)) or "CUDA error" in str(error)
-    return is_fault and not _is_out_of_memory(error)
 
 
 def _unpainted(row: dict[str, typing.Any]) -> dict[str, typing.Any]:
