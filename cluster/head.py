@@ -24,12 +24,14 @@ from pathlib import Path
 
 import psutil
 
-from cluster import processes
+from cluster import autoscaling, processes
+from cluster.autoscaling import Nodes
 from ip2p.errors import Ip2pError
 
 # Ray's sockets lie some 70 bytes below and a Unix socket path ends at 107, so $TMPDIR, long on macOS, is not used.
 PARENT = Path("/tmp")
 PREFIX = "ip2p-"
+AUTOSCALING = "autoscaling.yaml"
 # Of another cluster. RAY_AUTH_TOKEN would even go before the file that we name.
 FOREIGN = (
     "RAY_ADDRESS",
@@ -51,6 +53,7 @@ class Size:
     num_cpus: int = max(4, os.cpu_count() or 1)
     num_gpus: int | None = None  # None: those that Ray finds
     object_store_mb: int = 1000
+    nodes: Nodes = dataclasses.field(default_factory=Nodes)  # that come and go with the work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +127,15 @@ def _addresses(cluster: Cluster) -> dict[str, str]:
 def _start_once(folder: Path, size: Size) -> Cluster:
     shutil.rmtree(folder / "ray", ignore_errors=True)  # of a first try
     gcs, dashboard, client = _free_ports(3)
+    if size.nodes.most:
+        _write_autoscaling(folder, size, gcs)
     with (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
             _head_command(folder, size, gcs, dashboard, client),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_head_environment(folder),
+            env=_head_environment(folder, size),
             start_new_session=True,  # a Ctrl-C in the terminal is for the command, not for Ray
         )
     cluster = Cluster(folder, head.pid, psutil.Process(head.pid).create_time(), gcs, dashboard)
@@ -153,13 +158,22 @@ def _head_command(folder: Path, size: Size, gcs: int, dashboard: int, client: in
         *("--metrics-export-port=0", "--min-worker-port=0", "--max-worker-port=0"),
         *(f"--num-cpus={size.num_cpus}", f"--object-store-memory={size.object_store_mb * 2**20}"),
         *([] if size.num_gpus is None else [f"--num-gpus={size.num_gpus}"]),
+        *([f"--autoscaling-config={folder / AUTOSCALING}"] if size.nodes.most else []),
     ]
 
 
-def _head_environment(folder: Path) -> dict[str, str]:
+def _write_autoscaling(folder: Path, size: Size, gcs: int) -> None:
+    from ray.util import get_node_ip_address
+
+    asked = autoscaling.configuration(size.nodes, f"{get_node_ip_address()}:{gcs}", size.num_cpus)
+    (folder / AUTOSCALING).write_text(json.dumps(asked, indent=1))  # JSON is YAML too
+
+
+def _head_environment(folder: Path, size: Size) -> dict[str, str]:
     # There is no other node to drain to, and the default waits 30 s for running work.
     drain = {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
-    return _inherited() | _shared_environment(folder) | drain | {processes.MARK: str(folder)}
+    scaling = autoscaling.environment() if size.nodes.most else {}
+    return _inherited() | _shared_environment(folder) | drain | scaling | {processes.MARK: str(folder)}
 
 
 def _inherited() -> dict[str, str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from cluster import processes
+from cluster.autoscaling import Nodes
 from cluster.head import Cluster, Size, clusters, environment, start, stop
 from ip2p.errors import InputError, Ip2pError
 
@@ -80,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         action.add_argument("--num-cpus", type=int, default=size.num_cpus, help="CPU slots (default: %(default)s)")
         action.add_argument("--num-gpus", type=int, help="GPUs (default: those that Ray finds)")
         action.add_argument("--object-store-mb", type=int, default=size.object_store_mb, help="default: %(default)s")
+        action.add_argument(
+            "--nodes", type=int, default=0, metavar="N",
+            help="let Ray's autoscaler start up to N worker nodes here as work asks for them (default: 0)",
+        )  # fmt: skip
+        action.add_argument("--node-cpus", type=int, default=1, help="CPU slots of each (default: %(default)s)")
+        action.add_argument("--node-gpus", type=int, default=0, help="GPU slots of each (default: %(default)s)")
+        action.add_argument("--node-idle-s", type=float, default=10.0, help="then a node ends (default: %(default)s)")
     down = actions.add_parser("down", help="end a head that up started")
     down.add_argument("folder", nargs="?", type=Path, help="its folder; may be left out when there is one")
     down.add_argument("--all", action="store_true", help="end every one of this user")
@@ -88,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _size(options: argparse.Namespace) -> Size:
-    return Size(**{field.name: getattr(options, field.name) for field in dataclasses.fields(Size)})
+    nodes = Nodes(options.nodes, options.node_cpus, options.node_gpus, idle_s=options.node_idle_s)
+    return Size(options.num_cpus, options.num_gpus, options.object_store_mb, nodes)
 
 
 def _named(folder: Path | None, every: bool) -> list[Cluster]:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from ip2p.errors import DeadlineError, DeviceError, InputError, Ip2pError, PictureError, QueueFullError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-NO_RETRY = {"x-should-retry": "false"}
+LEAST_RETRY_MS = 100  # what is sooner only asks to be refused again
+NO_RETRY = (("x-should-retry", "false"),)
 PICTURE_STATUS = {
     "format": (415, "unsupported_image"),
     "size": (413, "image_too_large"),
@@ -31,11 +32,11 @@ class ApiError(Exception):
         code: str,
         message: str,
         param: str | None = None,
-        headers: Mapping[str, str] | None = None,
+        headers: Sequence[tuple[str, str]] = (),
     ):
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
-        self.headers = dict(headers or {})
+        self.headers = tuple(headers)  # pairs, as one name may come twice
 
     def body(self, request_id: str) -> dict[str, typing.Any]:
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -65,6 +66,6 @@ def api_error(error: Exception, param: str | None = None) -> ApiError:
 
 def queue_full(message: str, retry_after_s: float) -> ApiError:
     """Come again in ``retry_after_s``: in milliseconds for OpenAI's clients, in whole seconds for all others."""
-    after_ms = max(1, math.ceil(retry_after_s * 1000))
-    headers = {"retry-after-ms": str(after_ms), "retry-after": str(math.ceil(after_ms / 1000))}
+    after_ms = max(LEAST_RETRY_MS, math.ceil(retry_after_s * 1000))
+    headers = (("retry-after-ms", str(after_ms)), ("retry-after", str(math.ceil(after_ms / 1000))))
     return ApiError(429, "queue_full", message, None, headers)

@@ -20,7 +20,7 @@ from serve.engines import Engines
 from serve.form import READERS, EditForm, known_fields, read_form
 from serve.metrics import Metrics
 from serve.settings import Settings
-from serve.taking_in import Taken, answer, encoded, finished, look, preview_file, provenance, take_in, usage
+from serve.taking_in import Taken, answer, details, encoded, finished, look, preview_file, provenance, take_in, usage
 from serve.waiting import KEEP_ALIVE_S, ClientGoneError, server_event, unless_gone
 
 MAX_PARTS = 64
@@ -43,7 +43,7 @@ class EditRoute:
         if "respond-async" in wishes:
             return await self._in_background(form)
         if form.stream:
-            return await self._streamed(form)
+            return await self._streamed(form, request.scope["state"]["request_id"])
         try:
             return await unless_gone(request, self._at_once(form, request.headers.get("accept", "")))
         except ClientGoneError:
@@ -66,7 +66,7 @@ class EditRoute:
         headers = {"location": f"/v1/edits/{record['id']}", "preference-applied": "respond-async"}
         return JSONResponse(record, 202, headers=headers)
 
-    async def _streamed(self, form: EditForm) -> Response:
+    async def _streamed(self, form: EditForm, request_id: str) -> Response:
         """Errors before the first event are answers like all others; later ones are events."""
         previews: asyncio.Queue[tuple[Edit, typing.Any]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -78,10 +78,12 @@ class EditRoute:
                 loop.call_soon_threadsafe(previews.put_nowait, (edit, edit.preview))
 
         taken = await take_in(form, self.engines, self.settings, on_progress)
-        events = self._events(taken, previews)
+        events = self._events(taken, previews, request_id)
         return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    async def _events(self, taken: Taken, previews: asyncio.Queue[tuple[Edit, typing.Any]]) -> AsyncIterator[bytes]:
+    async def _events(
+        self, taken: Taken, previews: asyncio.Queue[tuple[Edit, typing.Any]], request_id: str
+    ) -> AsyncIterator[bytes]:
         work = asyncio.create_task(finished(taken, self.settings))
         try:
             number = 0
@@ -93,19 +95,19 @@ class EditRoute:
                 partial = {"partial_image_index": number, **_event(taken, picture, file)}
                 yield server_event("image_edit.partial_image", {"type": "image_edit.partial_image", **partial})
                 number += 1
-            yield await self._last_event(taken, work)
+            yield await self._last_event(taken, work, request_id)
         finally:
             work.cancel()  # the client is gone, or there is nothing left to cancel
 
-    async def _last_event(self, taken: Taken, work: asyncio.Task[typing.Any]) -> bytes:
+    async def _last_event(self, taken: Taken, work: asyncio.Task[typing.Any], request_id: str) -> bytes:
         try:
             picture = (await work)[0]
         except Exception as error:
-            return server_event("error", api_error(error).body(""))
+            return server_event("error", api_error(error).body(request_id))
         self._count(taken)
         file = await asyncio.to_thread(encoded, taken, 0, picture)
         completed = {"type": "image_edit.completed", **_event(taken, picture, file), "usage": usage(taken)}
-        return server_event("image_edit.completed", {**completed, "ip2p": provenance(taken, 0)})
+        return server_event("image_edit.completed", {**completed, "ip2p": details(taken)})
 
     def _count(self, taken: Taken) -> None:
         for edit in taken.edits:

@@ -204,7 +204,7 @@ def _choice(*known: str) -> Callable[[str, str, Settings], str]:
 def _words(name: str, value: str, settings: Settings) -> str:
     """Text for the text encoder: composed characters, no control characters."""
     text = unicodedata.normalize("NFC", value.encode("utf-8", "replace").decode("utf-8"))
-    text = "".join(" " if unicodedata.category(one) in ("Cc", "Cs") else one for one in text).strip()
+    text = " ".join("".join(" " if unicodedata.category(one) in ("Cc", "Cs") else one for one in text).split())
     if len(text) > settings.max_prompt_chars:
         raise _bad(name, f"at most {settings.max_prompt_chars} characters", f"{len(text)} characters")
     return text

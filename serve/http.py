@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import typing
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -81,8 +82,17 @@ def create_app(settings: Settings, engines: Engines | None = None, board: EditBo
     app.include_router(_about(settings, engines, health, metrics))
     app.include_router(edit_routes(EditRoute(engines, settings, jobs, metrics)))
     app.include_router(job_routes(jobs))
-    app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
     return app
+
+
+class PageFiles(StaticFiles):
+    """Asked for again each time (and answered by 304): after an upgrade no browser mixes old files with new ones."""
+
+    def file_response(self, *args: typing.Any, **kwargs: typing.Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 def _about(settings: Settings, engines: Engines, health: Health, metrics: Metrics) -> APIRouter:
@@ -143,8 +153,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """What the framework itself refuses: an unknown path, a method, a body that is no form."""
     assert isinstance(error, HTTPException)
-    code = CODES.get(error.status_code, "invalid_request")
-    return await _api_error(request, ApiError(error.status_code, code, str(error.detail), None, error.headers))
+    code, headers = CODES.get(error.status_code, "invalid_request"), tuple((error.headers or {}).items())
+    return await _api_error(request, ApiError(error.status_code, code, str(error.detail), None, headers))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:

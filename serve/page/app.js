@@ -31,22 +31,18 @@ let running = null; // the AbortController of the edit under way
 
 // ---- pictures come in
 
-async function takePicture(file) {
+/** Read a file and hand it to `set`, or say why it cannot be used. */
+async function take(file, set) {
   try {
-    setPicture(await readPicture(file, settings.limits));
+    set(await readPicture(file, settings.limits));
     clearProblems();
   } catch (error) {
     showProblems([error]);
   }
 }
 
-async function takeMask(file) {
-  try {
-    setMask(await readPicture(file, settings.limits));
-    clearProblems();
-  } catch (error) {
-    showProblems([error]);
-  }
+function refuseDrop() {
+  showProblems([new Error("That is not a file. Save the picture first, then choose or drop it.")]);
 }
 
 function setPicture(taken) {
@@ -70,7 +66,8 @@ function setMask(taken) {
 
 /** All that is asked, as the page says it now. */
 function wishes() {
-  return { ...settings.read(), instruction: element("instruction").value.trim(), picture, mask };
+  const instruction = element("instruction").value.trim().replace(/\s+/g, " "); // the lines of the box mean nothing
+  return { ...settings.read(), instruction, picture, mask };
 }
 
 function begin() {
@@ -261,7 +258,9 @@ element("edit-form").addEventListener("submit", (event) => {
   else begin();
 });
 document.addEventListener("keydown", (event) => {
-  if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && !running) begin();
+  if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+  event.preventDefault(); // a button that has the focus would be pressed, too: Edit, which is Stop by then
+  if (!running) begin();
 });
 element("examples").addEventListener("click", ({ target }) => {
   if (target.localName !== "button") return;
@@ -275,6 +274,6 @@ element("copy-python").addEventListener("click", () => copyCommand(pythonProgram
 for (const id of ["input-image", "mask-image"]) {
   element(id).addEventListener("load", ({ target }) => markTiny(target));
 }
-takePictures(element("file-input"), takePicture);
-onFile(element("mask-input"), takeMask);
+takePictures(element("file-input"), (file) => take(file, setPicture), refuseDrop);
+onFile(element("mask-input"), (file) => take(file, setMask));
 meetServer();

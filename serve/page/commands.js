@@ -22,7 +22,7 @@ export function pythonProgram(settings, seed, api) {
     named.mask && `mask=${named.mask}`,
     `prompt=${pythonText(prompt)}`,
     settings.variants > 1 && `n=${settings.variants}`,
-    `extra_body={${pythonItems(extra)}}`,
+    `extra_body={\n${pythonItems(extra)}    }`,
   ].filter(Boolean);
   return [
     "import base64",
@@ -74,8 +74,8 @@ function pythonText(text) {
 
 function pythonItems(values) {
   return Object.entries(values)
-    .map(([name, value]) => `${pythonText(name)}: ${JSON.stringify(value)}`)
-    .join(", ");
+    .map(([name, value]) => `        ${pythonText(name)}: ${JSON.stringify(value)},\n`)
+    .join("");
 }
 
 function opened({ name }) {

@@ -30,7 +30,8 @@ export class History {
     const { picture, facts } = edit.results[edit.chosen];
     const button = document.createElement("button");
     button.type = "button";
-    button.append(thumb(edit.before), thumb(picture), words("strong", edit.settings.instruction), words("small", facts));
+    const { instruction } = edit.settings;
+    button.append(thumb(edit.before), thumb(picture), words("strong", instruction), words("small", facts));
     button.addEventListener("click", () => this.onRestore(edit));
     const item = document.createElement("li");
     item.append(button);

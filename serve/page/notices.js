@@ -6,7 +6,8 @@ const element = (id) => document.getElementById(id);
 export function showProblems(problems) {
   const shown = new Map(problems.map((problem) => [problem.message, problem.requestId]));
   const boxes = [...shown].map(([message, requestId]) => box(message, requestId));
-  put("problem", boxes);
+  element("problem").replaceChildren(...boxes);
+  if (boxes.length) element("problem").scrollIntoView({ block: "nearest" }); // on a phone it may be out of sight
 }
 
 export function clearProblems() {
@@ -21,7 +22,7 @@ export function showWait(message, onStop = null, requestId = "") {
   countdown.setAttribute("aria-hidden", "true");
   notice.append(countdown);
   if (onStop) notice.append(stopButton(onStop));
-  put("wait", [notice]);
+  element("wait").replaceChildren(notice);
 }
 
 export function showCountdown(ms) {
@@ -30,12 +31,6 @@ export function showCountdown(ms) {
 
 export function clearWait() {
   element("wait").replaceChildren();
-}
-
-/** On a phone the place may be out of sight. */
-function put(id, boxes) {
-  element(id).replaceChildren(...boxes);
-  if (boxes.length) element(id).scrollIntoView({ block: "nearest" });
 }
 
 function box(message, requestId) {

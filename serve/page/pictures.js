@@ -25,9 +25,9 @@ export async function readPicture(file, limits) {
   if (!isKnownFormat(new Uint8Array(await file.slice(0, 12).arrayBuffer()))) {
     throw new Error(`${name} is not a PNG, JPEG or WebP picture. Save it as one of these first.`);
   }
-  const picture = new Picture(file, name, ...(await shownSize(file, name)));
-  checkPixels(picture, limits);
-  return picture;
+  const [width, height] = await shownSize(file, name);
+  checkPixels(name, width, height, limits);
+  return new Picture(file, name, width, height);
 }
 
 /** The picture in a result: base64 of a PNG of `size`, "64x64". */
@@ -70,7 +70,7 @@ async function shownSize(file, name) {
   }
 }
 
-function checkPixels({ name, width, height }, limits) {
+function checkPixels(name, width, height, limits) {
   if (Math.min(width, height) < MIN_SIDE) {
     throw new Error(`${name} has ${width} × ${height} pixels; at least ${MIN_SIDE} a side are needed.`);
   }

@@ -34,7 +34,8 @@ export async function* streamEdit(form, signal) {
       yield { name, data };
     }
   } catch (error) {
-    throw error instanceof TypeError ? new ServerProblem("The connection broke during the edit.", { requestId }) : error;
+    if (!(error instanceof TypeError)) throw error;
+    throw new ServerProblem("The connection broke during the edit.", { requestId });
   }
   throw new ServerProblem("The server ended the answer before the edit was done.", { requestId });
 }

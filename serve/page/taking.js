@@ -1,10 +1,11 @@
 // The three ways in for a picture: choosing a file, dropping one anywhere on the page, pasting one.
 
-/** Calls `take(file)` for every file that comes in for the picture. */
-export function takePictures(input, take) {
+/** Calls `take(file)` for every file that comes in for the picture, `refuse()` for what is dropped and is no file. */
+export function takePictures(input, take, refuse) {
   onFile(input, take);
   document.addEventListener("dragover", (event) => {
-    event.preventDefault();
+    if (isForControl(event)) return;
+    event.preventDefault(); // else the browser leaves the page for what is dropped
     document.body.classList.add("dropping");
   });
   document.addEventListener("dragleave", ({ relatedTarget }) => {
@@ -12,10 +13,11 @@ export function takePictures(input, take) {
   });
   document.addEventListener("drop", (event) => {
     document.body.classList.remove("dropping");
-    if (event.target.closest?.("input[type=file]")) return; // the mask's own control
+    if (isForControl(event)) return;
     event.preventDefault();
     const [file] = event.dataTransfer.files;
     if (file) take(file);
+    else refuse();
   });
   document.addEventListener("paste", (event) => {
     const file = [...event.clipboardData.files].find(({ type }) => type.startsWith("image/"));
@@ -23,6 +25,12 @@ export function takePictures(input, take) {
     event.preventDefault();
     take(file);
   });
+}
+
+/** A file over the control of the mask, or text over a box to write in: the browser does what is meant. */
+function isForControl({ target, dataTransfer }) {
+  const controls = dataTransfer.types.includes("Files") ? "input[type=file]" : "input, textarea";
+  return target instanceof Element && target.matches(controls);
 }
 
 /** Calls `take(file)` when one is chosen, also when it is the same one again. */
