@@ -135,7 +135,7 @@ def read_arguments(args: typing.Mapping[str, typing.Any]) -> Arguments:
         try:
             values[name] = known[name](value)
         except ValueError as error:
-            raise InputError(f"{name}={value}: expected a {known[name].__name__}") from error
+            raise InputError(f"{name}={value}: expected {known[name].__name__}") from error
     return Arguments(**values)
 
 

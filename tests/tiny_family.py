@@ -9,6 +9,7 @@ tokenizer, a transformers causal LM folder. 16-pixel pictures have 8x8 latents (
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -25,6 +26,18 @@ def build_tiny_family(folder: Path, seed: int = 0) -> None:
         build_text_to_image(folder / "text_to_image")
         build_clip(folder / "clip")
         build_triplet_lm(folder / "triplet_lm")
+
+
+def build_edit_model(folder: Path, seed: int = 0) -> Path:
+    """A diffusers folder whose UNet takes 8 channels; another ``seed``, other weights."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        build_text_to_image(folder)
+    shutil.rmtree(folder / "unet")
+    tiny_unet(in_channels=8, seed=seed).save_pretrained(folder / "unet")
+    return folder
 
 
 def build_text_to_image(folder: Path) -> None:
