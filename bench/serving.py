@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import aiohttp
 import psutil
 
-from cluster.head import Size, environment, start, stop
+from cluster.head import Cluster, Size, environment, start, stop
 from ip2p.images import encode_image
 from ip2p.postcards.family.drawings import scene_of
 from ip2p.postcards.renderer import render
@@ -72,24 +72,27 @@ def served(side: str, args: argparse.Namespace) -> Iterator[Side]:
     port = args.port + SIDES.index(side)
     if side == "LitServe":
         command = [sys.executable, str(ROOT / "bench" / "serving_peers.py"), str(port), str(args.threads)]
-        process = subprocess.Popen(command, env=_environment(args), stdout=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=bench_environment(args), stdout=subprocess.DEVNULL, start_new_session=True
+        )
         try:
-            yield _warm(Side(side, f"http://127.0.0.1:{port}", process.pid))
+            yield warm(Side(side, f"http://127.0.0.1:{port}", process.pid))
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
         return
-    with _ray(args) as (ray_environment, folder):
-        config = folder / "bench.yaml"
+    with local_ray(args, Size(num_cpus=4, num_gpus=0, object_store_mb=200)) as (ray_environment, cluster):
+        config = cluster.folder / "bench.yaml"
         config.write_text(json.dumps(_config(side, port, args)))
-        subprocess.run([_bin("serve"), "deploy", str(config)], env=ray_environment, check=True, cwd=ROOT)
-        yield _warm(Side(side, f"http://127.0.0.1:{port}", _head_pid(folder)))
+        subprocess.run([script("serve"), "deploy", str(config)], env=ray_environment, check=True, cwd=ROOT)
+        yield warm(Side(side, f"http://127.0.0.1:{port}", cluster.pid))
 
 
 def _config(side: str, port: int, args: argparse.Namespace) -> dict[str, typing.Any]:
     if side == "ip2p":
         app = {"import_path": "serve.app:app", "args": {
-            "min_replicas": 1, "max_replicas": 1, "num_cpus": args.threads, "queue_limit_s": 600.0,
+            "min_replicas": 1, "max_replicas": 1, "num_cpus": args.threads,
+            "queue_limit_s": getattr(args, "queue_limit", 600.0),
         }}  # fmt: skip
     else:
         batching = "yes" if side == "serve.batch" else "no"
@@ -104,13 +107,14 @@ def _config(side: str, port: int, args: argparse.Namespace) -> dict[str, typing.
 
 
 @contextmanager
-def _ray(args: argparse.Namespace) -> Iterator[tuple[dict[str, str], Path]]:
+def local_ray(args: argparse.Namespace, size: Size) -> Iterator[tuple[dict[str, str], Cluster]]:
+    """A private cluster whose replicas can import this file's neighbours, and the environment of its clients."""
     before = dict(os.environ)
-    os.environ.update(_environment(args))
+    os.environ.update(bench_environment(args))
     try:
-        cluster = start(Size(num_cpus=4, num_gpus=0, object_store_mb=200))
+        cluster = start(size)
         try:
-            yield environment(cluster), cluster.folder
+            yield environment(cluster), cluster
         finally:
             stop(cluster)
     finally:
@@ -118,19 +122,14 @@ def _ray(args: argparse.Namespace) -> Iterator[tuple[dict[str, str], Path]]:
         os.environ.update(before)
 
 
-def _environment(args: argparse.Namespace) -> dict[str, str]:
+def bench_environment(args: argparse.Namespace) -> dict[str, str]:
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     threads = {"OMP_NUM_THREADS": str(args.threads), "RAY_worker_niceness": "0"}
     return os.environ | threads | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
 
 
-def _bin(name: str) -> str:
+def script(name: str) -> str:
     return str(Path(sys.executable).parent / name)
-
-
-def _head_pid(folder: Path) -> int:
-    """The process under which all of a cluster's run."""
-    return int(json.loads((folder / "cluster.json").read_text())["pid"])
 
 
 class Side:
@@ -182,11 +181,11 @@ class Side:
         return total
 
 
-def _warm(side: Side) -> Side:
+def warm(side: Side) -> Side:
     """Wait until it edits, and let each number of steps be run once."""
 
     async def first() -> None:
-        async with _session() as session:
+        async with open_session() as session:
             deadline = time.monotonic() + 300
             for _, job in trace(6, 1, 5):
                 while True:
@@ -203,7 +202,7 @@ def _warm(side: Side) -> Side:
     return side
 
 
-def _session() -> aiohttp.ClientSession:
+def open_session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(
         timeout=aiohttp.ClientTimeout(total=3600), connector=aiohttp.TCPConnector(limit=0, force_close=True)
     )
@@ -214,7 +213,7 @@ def _session() -> aiohttp.ClientSession:
 
 async def capacity(side: Side, seconds: float) -> float:
     """Edits a second with one always under way: what one at a time can do."""
-    async with _session() as session:
+    async with open_session() as session:
         jobs, done, started = trace(10_000, 1, 17), 0, time.monotonic()
         while time.monotonic() - started < seconds:
             await side.edit(session, jobs[done][1])
@@ -224,7 +223,7 @@ async def capacity(side: Side, seconds: float) -> float:
 
 async def load(side: Side, per_s: float, seconds: float, overload: bool) -> dict[str, typing.Any]:
     """Arrivals for ``seconds``; at overload what is not done by then is given up and not counted."""
-    async with _session() as session:
+    async with open_session() as session:
         jobs = [one for one in trace(int(3 * per_s * seconds) + 10, per_s, 23) if one[0] < seconds]
         rows, cpu, started = await side.rows(session), side.cpu_s(), time.monotonic()
         done: list[tuple[int, float, float]] = []  # steps, seconds it took, second it ended
