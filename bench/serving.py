@@ -3,10 +3,11 @@
 
     python bench/serving.py --seconds 60 --output docs/figures
 
-Sides: diffusers behind Ray Serve one at a time, behind Ray Serve's @serve.batch, behind LitServe (all three in
-bench/serving_peers.py), and this project's serve.app. Requests arrive at random (Poisson, from a fixed seed) and do not
-wait for answers. First the one-at-a-time side's capacity is measured; then each side gets 0.7 times and 3 times that.
-Edits have 10, 20 or 50 steps (0.3 : 0.5 : 0.2), half the default scales, 15 % s_I = 1, the others scales of their own.
+Sides: diffusers behind Ray Serve one at a time, behind Ray Serve's @serve.batch, behind LitServe
+(bench/serving_peers.py, bench/serving_litserve.py), and this project's serve.app. Requests arrive at random (Poisson,
+from a fixed seed) and do not wait for answers. First the one-at-a-time side's capacity is measured; then each side gets
+0.7 times and 3 times that. Edits have 10, 20 or 50 steps (0.3 : 0.5 : 0.2), half the default scales, 15 % s_I = 1, the
+others scales of their own.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ def served(side: str, args: argparse.Namespace) -> Iterator[Side]:
     """A running server of ``side``, warm; ended afterwards with all that belongs to it."""
     port = args.port + SIDES.index(side)
     if side == "LitServe":
-        command = [sys.executable, str(ROOT / "bench" / "serving_peers.py"), str(port), str(args.threads)]
+        command = [sys.executable, str(ROOT / "bench" / "serving_litserve.py"), str(port), str(args.threads)]
         process = subprocess.Popen(
             command, env=bench_environment(args), stdout=subprocess.DEVNULL, start_new_session=True
         )

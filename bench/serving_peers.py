@@ -1,11 +1,10 @@
-"""What a good engineer writes with other parts, for bench/serving.py: diffusers behind Ray Serve and behind LitServe.
+"""What a good engineer writes with other parts, for bench/serving.py: diffusers behind Ray Serve.
 
 All take the same JSON, {"image": base64 PNG, "prompt", "num_inference_steps", "guidance_scale",
 "image_guidance_scale", "seed"}, and give {"image": base64 PNG}. ``/stats`` says how many UNet rows were run.
 
     one      Ray Serve, one edit at a time
     batch    Ray Serve with @serve.batch, edits of the same steps and scales together
-    litserve LitServe with its batching, grouped in the same way
 """
 
 from __future__ import annotations
@@ -103,36 +102,3 @@ def serve_app(args: dict[str, str]) -> typing.Any:
             return await self.together(job) if batching else self.diffusers.edit([job])[0]
 
     return Peer.bind()
-
-
-def litserve_app(port: int, threads: int) -> None:
-    """Serve until ended."""
-    import litserve
-
-    class Api(litserve.LitAPI):
-        def setup(self, device: str) -> None:
-            self.diffusers = Diffusers(threads)
-
-        def decode_request(self, request: Job) -> Job:
-            return request
-
-        def batch(self, inputs: list[Job]) -> list[Job]:
-            return inputs
-
-        def predict(self, jobs: list[Job]) -> list[Job]:
-            answers = self.diffusers.edit_grouped([job for job in jobs if "prompt" in job]) if jobs else []
-            edited = iter(answers)
-            return [next(edited) if "prompt" in job else {"rows": self.diffusers.rows} for job in jobs]
-
-        def unbatch(self, output: list[Job]) -> list[Job]:
-            return output
-
-        def encode_response(self, output: Job) -> Job:
-            return output
-
-    api = Api(max_batch_size=BATCH, batch_timeout=WAIT_S)
-    litserve.LitServer(api, accelerator="cpu", workers_per_device=1, timeout=600).run(port=port, num_api_servers=1)
-
-
-if __name__ == "__main__":
-    litserve_app(int(sys.argv[1]), int(sys.argv[2]))
