@@ -12,6 +12,7 @@ Ip2pError
 ├── EditError         one edit failed, its neighbours did not
 │   ├── DeadlineError     it was not done in time
 │   └── QueueFullError    it was not taken in
+│       └── EngineClosedError    because the engine is ending
 ├── DeviceError       the accelerator failed; the process that used it must end
 └── JobError          a job cannot go on, or finished without some of its shards
 """
@@ -73,6 +74,10 @@ class QueueFullError(EditError):
     def __init__(self, message: str, retry_after_s: float):
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class EngineClosedError(QueueFullError):
+    """The engine takes nothing in any more; another may."""
 
 
 class DeviceError(Ip2pError):

@@ -5,6 +5,7 @@ Written as plain ASGI, so that streams pass through untouched and a body is coun
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
@@ -16,6 +17,7 @@ import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from serve.api_errors import ApiError, api_error
@@ -104,6 +106,8 @@ class ErrorShape:
 
         try:
             await self.app(scope, receive, sent)
+        except ClientDisconnect:  # in the middle of its upload: there is nobody to answer
+            return
         except Exception as error:
             shown = api_error(error)
             if shown.status == 500:
@@ -145,7 +149,8 @@ class Keys:
 def _key_in(authorization: str) -> str:
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
-        return value.strip()
+        key = value.strip().encode("latin-1")  # as ASGI servers read headers
+        return key.decode("utf-8", "surrogateescape")
     if scheme.lower() == "basic":
         try:
             return base64.b64decode(value, validate=True).decode("utf-8").partition(":")[2]
@@ -155,10 +160,13 @@ def _key_in(authorization: str) -> str:
 
 
 class BodyLimit:
-    """Refuses bodies of more than ``limit`` bytes, counted as they come: a length that is claimed is only a claim."""
+    """Refuses bodies of more than ``limit`` bytes, counted as they come: a length that is claimed is only a claim.
 
-    def __init__(self, app: App, limit: int):
-        self.app, self.limit = app, limit
+    And those of which nothing comes for ``timeout_s`` seconds.
+    """
+
+    def __init__(self, app: App, limit: int, timeout_s: float):
+        self.app, self.limit, self.timeout_s = app, limit, timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -166,25 +174,32 @@ class BodyLimit:
             return
         claimed = Headers(scope=scope).get("content-length", "0")
         if claimed.isdigit() and int(claimed) > self.limit:
-            await self._refuse(receive)
-        seen = 0
+            await self._refuse(receive, True)
+        seen, more = 0, True
 
         async def received() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
+            nonlocal seen, more
+            # A body that stops coming would hold its memory, and the end of the server, for ever.
+            message = await (self._in_time(receive) if more else receive())
+            seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
             if seen > self.limit:
-                await self._refuse(receive)
+                await self._refuse(receive, more)
             return message
 
         await self.app(scope, received, send)
 
-    async def _refuse(self, receive: Receive) -> None:
+    async def _in_time(self, receive: Receive) -> Message:
+        try:
+            return await asyncio.wait_for(receive(), self.timeout_s)
+        except TimeoutError as error:
+            message = f"nothing of the body came for {self.timeout_s:g} s; send it again"
+            raise ApiError(408, "body_timeout", message) from error
+
+    async def _refuse(self, receive: Receive, more: bool) -> None:
         """Read on for a while first: a client that is still sending does not see an answer."""
         drained = 0
-        while drained < DRAINED_BYTES:
-            message = await receive()
+        while more and drained < DRAINED_BYTES:
+            message = await self._in_time(receive)
             drained += len(message.get("body", b""))
-            if message["type"] != "http.request" or not message.get("more_body", False):
-                break
+            more = message["type"] == "http.request" and message.get("more_body", False)
         raise ApiError(413, "body_too_large", f"the body has more than {self.limit} bytes; send a smaller picture")

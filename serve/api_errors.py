@@ -60,7 +60,7 @@ def api_error(error: Exception, param: str | None = None) -> ApiError:
     if isinstance(error, InputError):
         return ApiError(400, "invalid_value", str(error), param)
     if isinstance(error, Ip2pError):
-        return ApiError(500, "edit_failed", str(error), None, NO_RETRY)
+        return ApiError(500, "edit_failed", "the edit failed; the log has more under this request_id", None, NO_RETRY)
     return ApiError(500, "internal_error", "the server failed; its log has more under this request_id")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 from pathlib import Path
 
 HELP = """Serve edits over HTTP, with a page at /.
@@ -60,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
         create_app(settings), args.host, args.port, log_level="info", access_log=False, timeout_keep_alive=30,
         server_header=False, log_config=LOGGING,
     )  # fmt: skip
-    uvicorn.Server(config).run()
+    # uvicorn raises again the signal that ended it, for whoever handled it before: here nobody has to die of it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run()
     return 0
 
 

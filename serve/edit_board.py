@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 import typing
 
+from serve.api_errors import ApiError
+
 LOST_AFTER_S = 15.0
 """An edit of which its replica says nothing for so long is lost with it."""
 EVENTS_KEPT = 1024
+Record = dict[str, typing.Any]
 RUNNING = ("queued", "in_progress")
 KEPT_BYTES = 256 * 2**20  # of results; the oldest are forgotten first
-
-Record = dict[str, typing.Any]
 
 
 class EditBoard:
@@ -33,6 +34,9 @@ class EditBoard:
         """Write ``record`` under its ``id`` and tell those who follow it; True where it is to be cancelled."""
         name = record["id"]
         self._forget()
+        known = self._records.get(name)
+        if known is not None and known["status"] not in RUNNING:
+            return True  # given up as lost, and its followers know that
         changed = self._records.get(name) != record
         self._records[name] = record
         self._told_at[name] = time.monotonic()
@@ -52,8 +56,8 @@ class EditBoard:
         if record is None or record["status"] not in RUNNING:
             return record
         if time.monotonic() - self._told_at[name] > LOST_AFTER_S:
-            lost = {"code": "replica_lost", "message": "the replica that made this edit is gone; send it again"}
-            record = {**record, "status": "failed", "error": lost}
+            lost = ApiError(503, "replica_lost", "the replica that made this edit is gone; send it again")
+            record = {**record, "status": "failed", "error": lost.body(name)["error"]}
             await self.put(record)
         return record
 
@@ -74,7 +78,8 @@ class EditBoard:
         ended = [name for name, record in self._records.items() if record["status"] not in RUNNING]
         held = sum(len(file) for files in self._files.values() for file in files)
         for name in sorted(ended, key=self._told_at.__getitem__):
-            if time.monotonic() - self._told_at[name] > self.kept_s or held > KEPT_BYTES:
+            makes_room = held > KEPT_BYTES and name in self._files
+            if makes_room or time.monotonic() - self._told_at[name] > self.kept_s:
                 held -= sum(len(file) for file in self._files.pop(name, []))
                 self._cancelled.discard(name)
                 for kept in (self._records, self._events, self._told_at):

@@ -10,6 +10,8 @@ POST /v1/edits/{id}/cancel     leave before the next step
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import secrets
 import time
 import typing
@@ -20,18 +22,21 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from serve.api_errors import ApiError
 from serve.edit_board import RUNNING, EditBoard, Record
+from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.taking_in import Taken, details, encoded, finished, look
 from serve.waiting import KEEP_ALIVE_S, server_event
 
 TELL_EVERY_S = 0.25
 
+log = logging.getLogger("ip2p.serve")
+
 
 class EditJobs:
     """The asynchronous edits that this process makes, and what it knows of all others by the board."""
 
-    def __init__(self, board: EditBoard, settings: Settings):
-        self.board, self.settings = board, settings
+    def __init__(self, board: EditBoard, settings: Settings, metrics: Metrics):
+        self.board, self.settings, self.metrics = board, settings, metrics
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self, taken: Taken) -> Record:
@@ -64,8 +69,10 @@ class EditJobs:
             return {**now, "status": "cancelled"}, None
         error = work.exception()
         if error is not None:
+            log.error("%s failed", record["id"], exc_info=error)
             shown = error if isinstance(error, ApiError) else ApiError(500, "internal_error", "the server failed")
             return {**now, "status": "failed", "error": shown.body(record["id"])["error"]}, None
+        self.metrics.count(taken.edits)
         pictures = work.result()
         files = await asyncio.to_thread(lambda: [encoded(taken, place, one) for place, one in enumerate(pictures)])
         content = [f"/v1/edits/{record['id']}/content?index={place}" for place in range(len(files))]
@@ -115,7 +122,7 @@ def job_routes(jobs: EditJobs) -> APIRouter:
     async def events(name: str, request: Request) -> StreamingResponse:
         await known(name)
         last = request.headers.get("last-event-id", "")
-        stream = _followed(board, name, int(last) if last.isdigit() else -1)
+        stream = _followed(board, name, int(last) if re.fullmatch("[0-9]{1,18}", last) else -1)
         return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     @routes.post("/{name}/cancel")
@@ -131,13 +138,14 @@ async def _followed(board: EditBoard, name: str, after: int) -> AsyncIterator[by
     """Events after number ``after``, up to the one that ends the edit."""
     quiet_since = time.monotonic()
     while True:
+        now = await board.get(name)
         for number, event, record in await board.events(name, after):
             yield server_event(event, record, number)
             after = number
             if record["status"] not in RUNNING:
                 return
             quiet_since = time.monotonic()
-        if await board.get(name) is None:
+        if now is None or now["status"] not in RUNNING:
             return
         if time.monotonic() - quiet_since > KEEP_ALIVE_S:
             yield b": still here\n\n"

@@ -10,6 +10,7 @@ import typing
 from collections.abc import AsyncIterator
 
 from fastapi import APIRouter, Request
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -52,7 +53,7 @@ class EditRoute:
     async def _at_once(self, form: EditForm, accepted: str) -> Response:
         taken = await take_in(form, self.engines, self.settings)
         pictures = await finished(taken, self.settings)
-        self._count(taken)
+        self.metrics.count(taken.edits)
         if accepted.startswith("image/") and len(pictures) == 1:
             file = await asyncio.to_thread(encoded, taken, 0, pictures[0])
             seed = str(provenance(taken, 0)["seed"])
@@ -91,7 +92,11 @@ class EditRoute:
                 if edit is None:
                     yield b": still here\n\n"
                     continue
-                picture, file = await asyncio.to_thread(preview_file, taken, edit, latent)
+                try:
+                    picture, file = await asyncio.to_thread(preview_file, taken, edit, latent, self.settings)
+                except Exception as error:
+                    yield server_event("error", api_error(error).body(request_id))
+                    return
                 partial = {"partial_image_index": number, **_event(taken, picture, file)}
                 yield server_event("image_edit.partial_image", {"type": "image_edit.partial_image", **partial})
                 number += 1
@@ -104,16 +109,10 @@ class EditRoute:
             picture = (await work)[0]
         except Exception as error:
             return server_event("error", api_error(error).body(request_id))
-        self._count(taken)
+        self.metrics.count(taken.edits)
         file = await asyncio.to_thread(encoded, taken, 0, picture)
         completed = {"type": "image_edit.completed", **_event(taken, picture, file), "usage": usage(taken)}
         return server_event("image_edit.completed", {**completed, "ip2p": details(taken)})
-
-    def _count(self, taken: Taken) -> None:
-        for edit in taken.edits:
-            lane, ended = "batch" if edit.request.batch else "interactive", edit.ended_at or time.monotonic()
-            self.metrics.edit_seconds.labels(lane).observe(ended - edit.submitted_at)
-            self.metrics.queue_seconds.labels(lane).observe((edit.begun_at or ended) - edit.submitted_at)
 
 
 def _with_routed_model(form: EditForm, routed: str | None, settings: Settings) -> EditForm:
@@ -136,7 +135,11 @@ async def _until_done(
     """Previews as they come, until ``work`` is done and all are shown; an empty one where nothing has come for long."""
     while not (work.done() and previews.empty()):
         coming = asyncio.ensure_future(previews.get())
-        await asyncio.wait({coming, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait({coming, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            coming.cancel()
+            raise
         if coming.done():
             yield coming.result()
             continue
@@ -147,7 +150,9 @@ async def _until_done(
 
 async def _parts(request: Request) -> list[tuple[str, str | bytes]]:
     """All parts of a multipart form, files as bytes."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    kind, options = parse_options_header(request.headers.get("content-type", ""))
+    # Texts would be decoded by whatever codec of Python's the charset names.
+    if kind.lower() != b"multipart/form-data" or options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
         raise ApiError(415, "unsupported_media_type", "send a form: multipart/form-data, as curl -F does", None)
     async with request.form(max_files=16, max_fields=MAX_PARTS, max_part_size=MAX_TEXT_BYTES) as form:
         return [(name, await _value(value)) for name, value in form.multi_items()]

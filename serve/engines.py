@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import collections
 import logging
+import threading
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ip2p.editing.engine import EditEngine, measured_cost
+from ip2p.errors import QueueFullError
 from ip2p.models.coding import edit_sizes, pixels_per_latent
 from ip2p.models.components import EditModel, load_edit_model
 from serve.settings import Settings
 
 log = logging.getLogger("ip2p.serve")
+# transformers and accelerate patch torch while they load: two loads at once leave it patched for good.
+_LOADING = threading.Lock()
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +29,20 @@ class Served:
     engine: EditEngine
 
 
+@dataclass
+class Done:
+    """What engines have counted."""
+
+    calls: int = 0
+    row_evals: int = 0
+    ended: collections.Counter[str] = field(default_factory=collections.Counter)
+
+    def add(self, engine: EditEngine) -> None:
+        self.calls += engine.calls
+        self.row_evals += engine.row_evals
+        self.ended += engine.ended
+
+
 class Engines:
     """Use from one event loop. Loading and closing run in threads beside it.
 
@@ -33,6 +51,9 @@ class Engines:
 
     def __init__(self, settings: Settings, announce: Callable[[str], Awaitable[object]] | None = None):
         self.settings, self._announce = settings, announce
+        self._past: dict[str, Done] = {}
+        self._closing: set[Served] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
         self._served: collections.OrderedDict[str, asyncio.Future[Served]] = collections.OrderedDict()
 
     async def get(self, name: str) -> Served:
@@ -50,6 +71,22 @@ class Engines:
             if self._served.get(name) is loading:
                 del self._served[name]  # the next who asks tries again
             raise
+
+    def check_room(self) -> None:
+        """Raise QueueFullError where the server as a whole has too much to do."""
+        waiting_s, limit_s = self.queued_s(), self.settings.queue_limit_s
+        if waiting_s > limit_s:
+            raise QueueFullError(
+                f"{waiting_s:.1f} s of edits are waiting, the limit is {limit_s:g} s; try again later",
+                retry_after_s=waiting_s - limit_s,
+            )
+
+    def done(self) -> dict[str, Done]:
+        """What was done by model, also by engines that are gone: such counts only rise."""
+        found = {name: Done(past.calls, past.row_evals, past.ended.copy()) for name, past in self._past.items()}
+        for served in [*self._closing, *self.loaded()]:
+            found.setdefault(served.name, Done()).add(served.engine)
+        return found
 
     def loaded(self) -> list[Served]:
         """Those that are ready now."""
@@ -69,7 +106,8 @@ class Engines:
         self._served.clear()
 
     def _load(self, name: str) -> Served:
-        model = load_edit_model(self.settings.models[name], self.settings.dtype, self.settings.device)
+        with _LOADING:
+            model = load_edit_model(self.settings.models[name], self.settings.dtype, self.settings.device)
         resolution = edit_sizes(model)[1]
         side = resolution // pixels_per_latent(model.vae.config)
         cost = measured_cost(model, (model.vae.config.latent_channels, side, side))
@@ -80,14 +118,16 @@ class Engines:
         while len(self._served) > max(1, self.settings.models_held):
             name, old = self._served.popitem(last=False)
             log.info("model %s makes room", name)
-            old.add_done_callback(_close_aside)
+            old.add_done_callback(self._retire)
 
+    def _retire(self, loaded: asyncio.Future[Served]) -> None:
+        if not loaded.cancelled() and loaded.exception() is None:
+            self._closing.add(loaded.result())
+            task = asyncio.ensure_future(self._closed(loaded.result()))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
-def _close_aside(loaded: asyncio.Future[Served]) -> None:
-    if not loaded.cancelled() and loaded.exception() is None:
-        task = asyncio.ensure_future(asyncio.to_thread(loaded.result().engine.close))
-        _CLOSING.add(task)
-        task.add_done_callback(_CLOSING.discard)
-
-
-_CLOSING: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
+    async def _closed(self, served: Served) -> None:
+        await asyncio.to_thread(served.engine.close)
+        self._closing.discard(served)
+        self._past.setdefault(served.name, Done()).add(served.engine)

@@ -6,6 +6,7 @@ flat beside them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import typing
@@ -79,10 +80,17 @@ def read_form(parts: list[tuple[str, str | bytes]], settings: Settings) -> EditF
     return form
 
 
-def edit_request(form: EditForm, settings: Settings, place: int, seed: int) -> EditRequest:
-    """The request for the ``place``-th of the form's variants. Decodes pictures: not for an event loop."""
+def edit_requests(form: EditForm, settings: Settings, seed: int) -> list[EditRequest]:
+    """One request a variant, all of the same picture. Decodes pictures: not for an event loop. Raises ApiError."""
+    first = _first_request(form, settings, seed)
+    return [dataclasses.replace(first, seed=(seed + place) % (MAX_SEED + 1)) for place in range(form.n)]
+
+
+def _first_request(form: EditForm, settings: Settings, seed: int) -> EditRequest:
     image = _decode(decode_picture, form.image, "image", settings)
     mask = None if form.mask is None else _decode(decode_mask, form.mask, "mask", settings)
+    if mask is not None and mask.shape != image.shape[:2]:
+        raise ApiError(400, "invalid_value", "the mask must be as large as the picture", "mask")
     return EditRequest(
         image=image,
         mask=mask,
@@ -91,7 +99,7 @@ def edit_request(form: EditForm, settings: Settings, place: int, seed: int) -> E
         guidance_scale=form.guidance_scale,
         image_guidance_scale=form.image_guidance_scale,
         guidance_interval=(form.guidance_start, form.guidance_end),
-        seed=(seed + place) % (MAX_SEED + 1),
+        seed=seed,
         negative_prompt=form.negative_prompt,
         sampler=form.sampler,
         resolution=form.resolution,
@@ -203,10 +211,13 @@ def _choice(*known: str) -> Callable[[str, str, Settings], str]:
 
 def _words(name: str, value: str, settings: Settings) -> str:
     """Text for the text encoder: composed characters, no control characters."""
+    too_long = _bad(name, f"at most {settings.max_prompt_chars} characters", f"{len(value)} characters")
+    if len(value) > 4 * settings.max_prompt_chars:  # before composing, which takes the square of the marks in a text
+        raise too_long
     text = unicodedata.normalize("NFC", value.encode("utf-8", "replace").decode("utf-8"))
     text = " ".join("".join(" " if unicodedata.category(one) in ("Cc", "Cs") else one for one in text).split())
     if len(text) > settings.max_prompt_chars:
-        raise _bad(name, f"at most {settings.max_prompt_chars} characters", f"{len(text)} characters")
+        raise too_long
     return text
 
 

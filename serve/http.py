@@ -49,15 +49,15 @@ class Health:
             await self.engines.get(self.engines.settings.default_model)
             self.state = "READY"
         except Exception as error:
-            self.state, self.problem = "FAILED", f"{type(error).__name__}: {error}"
+            self.state, self.problem = "FAILED", "its model cannot be loaded; the log says why"
             log.error("the default model cannot be served: %s", error)
 
 
 def create_app(settings: Settings, engines: Engines | None = None, board: EditBoard | None = None) -> FastAPI:
     """The application. ``engines`` and ``board``: those that it shares with others, else its own."""
     engines = engines or Engines(settings)
-    jobs = EditJobs(board or EditBoard(settings.job_kept_s), settings)
     health, metrics = Health(engines), Metrics(engines)
+    jobs = EditJobs(board or EditBoard(settings.job_kept_s), settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -75,14 +75,15 @@ def create_app(settings: Settings, engines: Engines | None = None, board: EditBo
             Middleware(RequestLog, metrics=metrics),
             Middleware(ErrorShape),
             Middleware(Keys, digests=settings.key_digests),
-            Middleware(BodyLimit, limit=settings.max_body_bytes),
+            Middleware(BodyLimit, limit=settings.max_body_bytes, timeout_s=settings.body_timeout_s),
         ],
         exception_handlers={HTTPException: _http_error, RequestValidationError: _invalid, ApiError: _api_error},
     )  # fmt: skip
     app.include_router(_about(settings, engines, health, metrics))
     app.include_router(edit_routes(EditRoute(engines, settings, jobs, metrics)))
     app.include_router(job_routes(jobs))
-    app.mount("/", PageFiles(directory=PAGE, html=True), name="page")
+    # What no route is for: a mount at "/" would also answer, with 404, for a route that is asked by another method.
+    app.router.default = PageFiles(directory=PAGE, html=True)
     return app
 
 
@@ -147,6 +148,8 @@ def _model(name: str, settings: Settings, engines: Engines) -> dict[str, object]
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if error.status == 500:
+        log.error("%s failed", request.scope["state"]["request_id"], exc_info=error.__cause__ or error)
     return error_response(error, request.scope["state"]["request_id"])
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from ip2p.editing.engine import Edit
 from serve.engines import Engines
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
@@ -28,6 +32,13 @@ class Metrics:
         )  # fmt: skip
         self.registry.register(EngineCollector(engines))
 
+    def count(self, edits: Sequence[Edit]) -> None:
+        """Edits that came to their end."""
+        for edit in edits:
+            lane, ended = "batch" if edit.request.batch else "interactive", edit.ended_at or time.monotonic()
+            self.edit_seconds.labels(lane).observe(ended - edit.submitted_at)
+            self.queue_seconds.labels(lane).observe((edit.begun_at or ended) - edit.submitted_at)
+
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -46,11 +57,11 @@ class EngineCollector:
         rows = CounterMetricFamily("ip2p_row_evals", "UNet rows that were run.", labels=["model"])
         ended = CounterMetricFamily("ip2p_edits", "Edits by how they ended.", labels=["model", "outcome"])
         for served in self.engines.loaded():
-            name, engine = served.name, served.engine
-            queued.add_metric([name], engine.queued_s())
-            cap.add_metric([name], engine.cap)
-            calls.add_metric([name], engine.calls)
-            rows.add_metric([name], engine.row_evals)
-            for outcome, count in dict(engine.ended).items():
+            queued.add_metric([served.name], served.engine.queued_s())
+            cap.add_metric([served.name], served.engine.cap)
+        for name, done in self.engines.done().items():
+            calls.add_metric([name], done.calls)
+            rows.add_metric([name], done.row_evals)
+            for outcome, count in done.ended.items():
                 ended.add_metric([name, outcome], count)
         return [queued, cap, calls, rows, ended]

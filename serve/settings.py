@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ class Settings:
     max_n: int = 8
     max_prompt_chars: int = 1000
     max_body_bytes: int = 20 * 2**20
+    body_timeout_s: float = 60.0  # in which nothing of a body comes
     max_pixels: int = 16_000_000  # of a picture that comes in
     max_edit_pixels: int = 1024 * 1024  # at which it is edited
     queue_limit_s: float = 60.0  # of work that may wait before edits are refused, for the whole server
@@ -52,12 +54,14 @@ def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) ->
     Raises InputError for a file that cannot be read or holds no key: an open server must not come of a slip.
     """
     keys = [key.strip() for key in environment.get(KEYS_VARIABLE, "").split(",")]
+    if environment.get(KEYS_VARIABLE) and not any(keys):
+        raise InputError(f"{KEYS_VARIABLE}: no key in it; unset it for an open server")
     if path is not None:
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path}: the keys cannot be read ({error})") from error
-        found = [line.split("#", 1)[0].strip() for line in lines]
+        found = [re.split(r"(?:^|\s)#", line)[0].strip() for line in lines]
         if not any(found):
             raise InputError(f"{path}: no key in it; write one a line, or leave --keys out for an open server")
         keys += found

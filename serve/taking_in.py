@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import secrets
 import time
@@ -14,15 +15,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from ip2p import __version__
+from ip2p.editing.edit_request import EditRequest
 from ip2p.editing.engine import Edit
+from ip2p.errors import EngineClosedError, InputError
 from ip2p.images import encode_image
 from ip2p.models.coding import pictures_of
 from serve.api_errors import ApiError, api_error
 from serve.engines import Engines, Served
-from serve.form import EditForm, edit_request
+from serve.form import EditForm, edit_requests
 from serve.settings import Settings
 
 DEFAULT_COMPRESSION = 95
+TRIES = 3
 
 
 @dataclass(eq=False)
@@ -43,23 +47,32 @@ async def take_in(
     form: EditForm, engines: Engines, settings: Settings, on_progress: Callable[[Edit], object] | None = None
 ) -> Taken:
     """Decode, check and submit all variants, or none. Raises ApiError."""
-    served = await engines.get(form.model or settings.default_model)
     seed = secrets.randbelow(2**32) if form.seed is None else form.seed
     try:
-        return await asyncio.to_thread(_submitted, form, served, settings, seed, on_progress)
+        requests = await asyncio.to_thread(edit_requests, form, settings, seed)
+        await asyncio.to_thread(_let_through, settings, requests[0].image, "input")
+        engines.check_room()
+        for _ in range(TRIES - 1):
+            served = await engines.get(form.model or settings.default_model)
+            with contextlib.suppress(EngineClosedError):  # the model made room for another in this very moment
+                return _submitted(form, requests, served, on_progress)
+        served = await engines.get(form.model or settings.default_model)
+        return _submitted(form, requests, served, on_progress)
     except Exception as error:
         raise api_error(error) from error
 
 
 def _submitted(
-    form: EditForm, served: Served, settings: Settings, seed: int, on_progress: Callable[[Edit], object] | None
+    form: EditForm, requests: list[EditRequest], served: Served, on_progress: Callable[[Edit], object] | None
 ) -> Taken:
-    requests = [edit_request(form, settings, place, seed) for place in range(form.n)]
-    _let_through(settings, requests[0].image, "input")
+    """Quick, and not to be interrupted: a client that leaves now finds all of its edits, and ends them."""
     taken = Taken(form, served, [])
     try:
         for request in requests:
             taken.edits.append(served.engine.submit(request, on_progress))
+    except InputError as error:
+        taken.cancel()
+        raise api_error(error, "size" if form.size else "image") from error
     except Exception:
         taken.cancel()
         raise
@@ -112,6 +125,9 @@ def provenance(taken: Taken, place: int) -> dict[str, typing.Any]:
         "guidance_scale": scales[0],
         "image_guidance_scale": scales[1],
         "guidance_interval": list(request.guidance_interval),
+        "size": request.size,
+        "resolution": request.resolution,
+        "restore_size": request.restore_size,
     }
 
 
@@ -159,10 +175,11 @@ def details(taken: Taken) -> dict[str, typing.Any]:
     }
 
 
-def preview_file(taken: Taken, edit: Edit, latent: typing.Any) -> tuple[np.ndarray, bytes]:
+def preview_file(taken: Taken, edit: Edit, latent: typing.Any, settings: Settings) -> tuple[np.ndarray, bytes]:
     """What an edit under way looks like: the estimate of its end, decoded, at the size of the edit."""
     import torch
 
     with torch.inference_mode():
         picture = pictures_of(taken.served.model.vae, latent[None])[0]
+    _let_through(settings, picture, "output")
     return picture, encode_image(picture, taken.form.output_format)

@@ -26,7 +26,7 @@ from ip2p.editing.preparation import Prepared, Preparer, finished_picture
 from ip2p.editing.step_cost import MEASURED_ROWS, StepCost
 from ip2p.editing.step_table import StepTable
 from ip2p.editing.work_order import Waiting, chosen
-from ip2p.errors import DeadlineError, DeviceError, EditError, Ip2pError, QueueFullError
+from ip2p.errors import DeadlineError, DeviceError, EditError, EngineClosedError, Ip2pError, QueueFullError
 from ip2p.models.components import EditModel
 from ip2p.models.device_faults import is_device_fault, is_out_of_memory
 
@@ -104,8 +104,8 @@ class EditEngine:
         edit = Edit(request, sum(table.rows), on_progress)
         with self._wake:
             if self._closing:
-                raise QueueFullError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
-            wait_s = self.cost.of_work(sum(waiting.rows for waiting in self._edits))
+                raise EngineClosedError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
+            wait_s = self.cost.of_work(sum(self._left(waiting) for waiting in self._edits))
             if wait_s > self.queue_limit_s:
                 raise QueueFullError(
                     f"{wait_s:.1f} s of edits are waiting, the limit is {self.queue_limit_s:g} s; try again later",

@@ -44,22 +44,24 @@ def decode_picture(data: bytes, name: str = "picture", max_pixels: int = MAX_PIX
 def decode_mask(data: bytes, name: str = "mask", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Where to edit, ``(H, W)`` uint8: 255 = edit, 0 = keep. Raises PictureError as ``decode_picture``.
 
-    Two customs are understood: what is transparent is to be edited (OpenAI's), or, in a picture without transparency,
-    what is white (diffusers').
+    Two customs are understood: what is transparent is to be edited (OpenAI's), or, where nothing is transparent, what
+    is white (diffusers').
     """
     return _decoded(data, name, max_pixels, _mask_of)
 
 
 def _mask_of(picture: Image.Image) -> np.ndarray:
     if picture.has_transparency_data:
-        return 255 - np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))[:, :, 3]
+        alpha = np.asarray(ImageOps.exif_transpose(picture).convert("RGBA"))[:, :, 3]
+        if alpha.min() < 255:
+            return 255 - alpha
     return np.asarray(Image.fromarray(upright_rgb(picture)).convert("L"))
 
 
 def _decoded(data: bytes, name: str, max_pixels: int, pixels_of: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     if not data.startswith(MAGIC):
-        found = "an empty file" if not data else "another format"
-        raise PictureError(f"{name}: found {found}, expected a {', '.join(FORMATS)} picture; save it as PNG", "format")
+        found, kind = ("another format", "format") if data else ("an empty file", "damaged")
+        raise PictureError(f"{name}: found {found}, expected a {', '.join(FORMATS)} picture; save it as PNG", kind)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _check(picture, name, max_pixels)
@@ -110,6 +112,6 @@ def _check(picture: Image.Image, name: str, max_pixels: int) -> None:
     if min(picture.size) < MIN_SIDE:
         raise PictureError(f"{name}: found {size}, expected at least {MIN_SIDE} a side; make it larger first")
     frames = getattr(picture, "n_frames", 1)
-    if frames > 1:
+    if frames > 1 and picture.format != "MPO":  # a photo and its small or second view, as phones write them
         found = f"an animation of {frames} frames"
         raise PictureError(f"{name}: found {found}, expected one picture; save one of them", "format")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ip2p.editing.edit_request import EditRequest
 from serve.api_errors import ApiError
-from serve.form import EditForm, edit_request, known_fields, read_form
+from serve.form import EditForm, edit_requests, known_fields, read_form
 from serve.settings import Settings
 
 LIMITS = Settings(default_steps=12, max_steps=50, max_n=4, max_prompt_chars=20, max_edit_pixels=64 * 64)
@@ -35,7 +35,7 @@ def refused(**fields: str | bytes) -> ApiError:
 
 
 def request(place: int = 0, seed: int = 5, **fields: str | bytes) -> EditRequest:
-    return edit_request(form(**fields), LIMITS, place, seed)
+    return edit_requests(form(n=str(place + 1), **fields), LIMITS, seed)[place]
 
 
 def test_what_is_left_out_is_the_servers_and_the_models_own() -> None:
@@ -134,7 +134,7 @@ def test_another_model_than_the_servers_is_not_found() -> None:
 def test_a_picture_is_named_by_its_field_where_it_is_refused() -> None:
     for name in ("image", "mask"):
         with pytest.raises(ApiError) as caught:
-            edit_request(read_form([*_base(name), (name, b"none")], LIMITS), LIMITS, 0, 0)
+            edit_requests(read_form([*_base(name), (name, b"none")], LIMITS), LIMITS, 0)
         assert (caught.value.status, caught.value.param) == (415, name)
 
 
