@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 from serving import Service, commanded, far_apart, file_of, picture_in, pixels, serving, until
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -79,7 +79,7 @@ def test_a_picture_is_edited_as_the_server_edits_it_for_anybody(page: Page, serv
 
 def test_previews_come_before_the_result_and_a_slider_compares(page: Page) -> None:
     states: list[str] = []
-    page.expose_function("seen", states.append)
+    page.expose_function("seen", lambda state: states.append(state))
     page.locator("#result-image").evaluate(
         "image => new MutationObserver(() => window.seen(document.querySelector('#stage').dataset.state))"
         ".observe(image, {attributes: true, attributeFilter: ['src']})"
@@ -165,8 +165,8 @@ def test_a_phone_sees_everything_without_scrolling_sideways(browser: Browser, se
 def test_a_browser_is_asked_for_the_key_and_then_edits(browser: Browser, edit_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "keys.txt").write_text("sesame\n")
     with commanded(edit_folder, tmp_path / "log.txt", "--keys", str(tmp_path / "keys.txt"), key="sesame") as command:
-        shut = browser.new_context().new_page()
-        assert shut.goto(command.url).status == 401
+        with pytest.raises(Error, match="INVALID_AUTH_CREDENTIALS"):  # it has asked its user, and there is none
+            browser.new_context().new_page().goto(command.url)
         context = browser.new_context(http_credentials={"username": "anybody", "password": "sesame"})
         page = context.new_page()
         assert page.goto(command.url).status == 200

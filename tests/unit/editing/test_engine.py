@@ -17,7 +17,7 @@ from ip2p.editing.edit_request import EditRequest
 from ip2p.editing.editor import Editor
 from ip2p.editing.engine import Edit, EditEngine, measured_cost
 from ip2p.editing.step_cost import StepCost
-from ip2p.errors import CheckpointError, DeadlineError, EditError, InputError, QueueFullError
+from ip2p.errors import CheckpointError, DeadlineError, DeviceError, EditError, InputError, QueueFullError
 
 
 def cost() -> StepCost:
@@ -280,11 +280,50 @@ def test_requests_that_cannot_be_done_are_refused_at_once(engine: EditEngine, se
     assert not engine._edits
 
 
-def test_a_picture_that_cannot_be_fitted_is_the_error_of_its_future(engine: EditEngine) -> None:
-    edit = engine.submit(asked(1, image=picture(1, 4, 400)))
+def test_sizes_that_cannot_be_edited_are_refused_at_once(engine: EditEngine) -> None:
     with pytest.raises(InputError, match="sides of up to 8 to 1"):
+        engine.submit(asked(1, image=picture(1, 4, 400)))
+    with pytest.raises(InputError, match="size 13x16: both sides must be multiples of"):
+        engine.submit(asked(1, size=(13, 16)))
+    with pytest.raises(InputError, match="leave out resolution and restore_size"):
+        engine.submit(asked(1, size=(16, 16), restore_size=True))
+    assert engine.ended == {}
+    assert engine.queued_s() == 0
+
+
+def test_a_size_that_is_asked_for_is_cut_to(edit_model, engine: EditEngine) -> None:
+    wide = picture(1, 16, 32)
+    edited = engine.submit(asked(1, image=wide, size=(16, 16))).future.result(30)
+    same = engine.submit(asked(1, image=wide[:, 8:24])).future.result(30)
+    assert far_apart(edited, same) <= 1
+
+
+def test_a_text_that_is_cut_is_known_to_be(engine: EditEngine) -> None:
+    short, long = engine.submit(asked(1)), engine.submit(asked(1, instruction="night " * 100))
+    for edit in (short, long):
         edit.future.result(30)
-    assert engine.ended == {"failed": 1}
+    assert (short.cut, long.cut) == (False, True)
+
+
+def test_a_lost_device_ends_all_edits_and_takes_in_no_more(engine: EditEngine, monkeypatch) -> None:
+    gate, begun, step = threading.Event(), threading.Event(), EditBank.step
+
+    def lost(bank: EditBank, slots: list[int]) -> None:
+        begun.set()
+        gate.wait(20)
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(EditBank, "step", lost)
+    edits = [engine.submit(asked(1)), engine.submit(asked(2, image=picture(2, 32, 16)))]
+    assert begun.wait(20)
+    gate.set()
+    for edit in edits:
+        with pytest.raises(DeviceError, match="another process must take over"):
+            edit.future.result(20)
+    assert not engine.works()
+    monkeypatch.setattr(EditBank, "step", step)
+    with pytest.raises(DeviceError):
+        engine.submit(asked(3))
 
 
 def test_calls_are_measured_by_their_rows(edit_model) -> None:
