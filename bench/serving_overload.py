@@ -51,7 +51,8 @@ async def full_rate(side: Side, seconds: float) -> float:
         async def go_on() -> None:
             nonlocal done
             while time.monotonic() < ends:
-                done += await side.edit(session, next(jobs)[1])
+                edited = await side.edit(session, next(jobs)[1])
+                done += edited  # not in one: others count while this one waits
 
         await asyncio.gather(*[go_on() for _ in range(16)])
         return done / seconds

@@ -51,7 +51,6 @@ class Edit:
     number: int = field(default_factory=itertools.count().__next__)
     _shape: tuple[int, ...] = ()
     _slot: int = -1
-    _moved_at: float = field(default_factory=time.monotonic)
     _prepared: Prepared | None = None
 
     def cancel(self) -> bool:
@@ -239,7 +238,7 @@ class EditEngine:
     def _waiting(self, edit: Edit, now: float) -> Waiting:
         bank, request = self._banks[edit._shape], edit.request
         rows, left = bank.rows_of(edit._slot), bank.left(edit._slot)
-        return Waiting(edit.number, rows, left, now - edit._moved_at, request.batch, request.alone)
+        return Waiting(edit.number, rows, left, now - edit.submitted_at, request.batch, request.alone)
 
     def _call(self, shape: tuple[int, ...], slots: list[int]) -> None:
         bank, started = self._banks[shape], time.monotonic()
@@ -277,7 +276,7 @@ class EditEngine:
     def _moved(self, shape: tuple[int, ...], slot: int, started: float) -> None:
         bank, edit = self._banks[shape], self._active[shape][slot]
         edit.begun_at = edit.begun_at or started
-        edit.steps_done, edit._moved_at = bank.done[slot], time.monotonic()
+        edit.steps_done = bank.done[slot]
         if _shows(edit.request.previews, edit.steps_done, edit.request.steps):
             edit.preview = bank.estimate(slot)
         if edit.on_progress is not None:

@@ -1,7 +1,8 @@
 """Which edits take part in the next UNet call: a decision about numbers alone.
 
 Interactive edits go first, and within a lane the one with the least work left, made less by waiting, so that a short
-edit does not stand behind a long one and a long one is not overtaken for ever. Batch edits fill what room is left.
+edit does not stand behind a long one and a long one is not overtaken for ever: counted from when it came, not from its
+last step, or a full server would let a long edit take one step every few seconds. Batch edits fill what room is left.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ class Waiting:
     number: int  # any, of its own; the smaller came first
     rows: int  # UNet rows of its next step
     left: int  # UNet rows of all its steps that are left
-    waited_s: float  # since its last step, or since it came
+    waited_s: float  # since it came
     batch: bool = False  # in the batch lane
     alone: bool = False  # its rows never share a call with another's
 

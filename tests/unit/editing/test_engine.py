@@ -140,6 +140,21 @@ def test_interactive_edits_go_before_batch_edits_that_came_earlier(engine: EditE
     assert sorted(ended[:2]) == ["person 0", "person 1"]
 
 
+def test_a_long_edit_that_has_waited_long_is_not_overtaken_after_each_of_its_steps(edit_model, monkeypatch) -> None:
+    with EditEngine(edit_model, StepCost({1: 0.01, 3: 0.02})) as narrow:  # room for one edit a call
+        gate = held(narrow, monkeypatch)
+        first = narrow.submit(asked(0))
+        long = narrow.submit(asked(1, steps=12))
+        long.submitted_at -= 60
+        short = [narrow.submit(asked(seed, steps=2)) for seed in range(2, 6)]
+        until(lambda: all(edit._prepared is not None for edit in (first, long, *short)))
+        gate.set()
+        for edit in (first, long, *short):
+            edit.future.result(30)
+    assert long.ended_at is not None
+    assert all(one.ended_at is not None and one.ended_at > long.ended_at for one in short)
+
+
 def test_too_little_memory_halves_the_calls_and_every_edit_is_done(edit_model, engine: EditEngine, monkeypatch) -> None:
     step, refused = EditBank.step, []
 
