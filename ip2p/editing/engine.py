@@ -104,7 +104,7 @@ class EditEngine:
         with self._wake:
             if self._closing:
                 raise EngineClosedError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
-            wait_s = self.cost.of_work(sum(self._left(waiting) for waiting in self._edits))
+            wait_s = self._seconds_left()
             if wait_s > self.queue_limit_s:
                 raise QueueFullError(
                     f"{wait_s:.1f} s of edits are waiting, the limit is {self.queue_limit_s:g} s; try again later",
@@ -117,8 +117,7 @@ class EditEngine:
     def queued_s(self) -> float:
         """Seconds of work that is taken in and not done."""
         with self._wake:
-            left = [self._left(edit) for edit in self._edits]
-        return self.cost.of_work(sum(left))
+            return self._seconds_left()
 
     def works(self) -> bool:
         """Whether it can still edit; if not, its process must be replaced."""
@@ -291,6 +290,9 @@ class EditEngine:
             self._banks[shape] = EditBank(self.model.unet, self.model.scheduler_config, latent, text)
             self._active[shape] = {}
         return self._banks[shape]
+
+    def _seconds_left(self) -> float:
+        return self.cost.of_work(sum(self._left(edit) for edit in self._edits), self.cap)
 
     def _left(self, edit: Edit) -> int:
         return round(edit.rows * (1 - edit.steps_done / edit.request.steps))

@@ -43,10 +43,9 @@ class StepCost:
         share = (rows - low) / (high - low)
         return self.seconds[low] * (1 - share) + self.seconds[high] * share
 
-    def of_work(self, rows: int) -> float:
-        """Seconds of ``rows`` rows in calls as full as the knee."""
-        knee = self.knee()
-        return self.of_call(knee) * rows / knee
+    def of_work(self, rows: int, per_call: int) -> float:
+        """Seconds of ``rows`` rows in calls of ``per_call``: those that are run, whose cost is corrected all the time."""
+        return self.of_call(per_call) * rows / per_call
 
     def note(self, rows: int, seconds: float) -> None:
         """A call was run: the nearest measured size moves a little towards it."""

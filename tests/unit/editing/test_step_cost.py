@@ -24,7 +24,8 @@ def test_seconds_between_and_beyond_the_measured_sizes() -> None:
     assert cost.of_call(3) == pytest.approx(0.012)
     assert cost.of_call(64) == pytest.approx(0.152)
     assert StepCost({4: 0.1}).of_call(1) == 0.1
-    assert cost.of_work(80) == pytest.approx(0.2)
+    assert cost.of_work(64, per_call=32) == pytest.approx(2 * cost.of_call(32))
+    assert cost.of_work(6, per_call=3) == pytest.approx(2 * 0.012)
 
 
 def test_calls_that_are_run_correct_the_table_little_by_little() -> None:
