@@ -44,7 +44,7 @@ class StepCost:
         return self.seconds[low] * (1 - share) + self.seconds[high] * share
 
     def of_work(self, rows: int, per_call: int) -> float:
-        """Seconds of ``rows`` rows in calls of ``per_call``: those that are run, whose cost is corrected all the time."""
+        """Seconds of ``rows`` rows in calls of ``per_call``: of the size that is run, whose cost is kept right."""
         return self.of_call(per_call) * rows / per_call
 
     def note(self, rows: int, seconds: float) -> None:
