@@ -49,9 +49,9 @@ async def take_in(
     """Decode, check and submit all variants, or none. Raises ApiError."""
     seed = secrets.randbelow(2**32) if form.seed is None else form.seed
     try:
+        engines.check_room()  # first: a full server must not spend its time on pictures that it refuses
         requests = await asyncio.to_thread(edit_requests, form, settings, seed)
         await asyncio.to_thread(_let_through, settings, requests[0].image, "input")
-        engines.check_room()
         for _ in range(TRIES - 1):
             served = await engines.get(form.model or settings.default_model)
             with contextlib.suppress(EngineClosedError):  # the model made room for another in this very moment
