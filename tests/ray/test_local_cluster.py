@@ -150,7 +150,7 @@ def test_variables_of_another_cluster_reach_neither_head_nor_client(
 ) -> None:
     for name in head.FOREIGN:
         monkeypatch.setenv(name, "of another cluster")
-    assert "of another cluster" not in head._head_environment(tmp_path).values()
+    assert "of another cluster" not in head._head_environment(tmp_path, SMALL).values()
     assert "of another cluster" not in environment(Cluster(tmp_path, 1, 2.0, 3, 4)).values()
     assert "RAY_AUTH_TOKEN" not in environment(Cluster(tmp_path, 1, 2.0, 3, 4))
 
@@ -237,3 +237,37 @@ def test_down_among_several_asks_which(
     assert "2 local clusters; name one" in capsys.readouterr().err
     assert local.main(["down", "--all"]) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+NODES_TOY = """
+import time
+import ray
+ray.init(log_to_driver=False, logging_level="ERROR")
+alive = lambda: sum(node["Alive"] for node in ray.nodes())
+before = alive()
+
+@ray.remote(num_cpus=2)
+class Held:
+    def here(self):
+        return ray.get_runtime_context().get_node_id()
+
+held = [Held.remote() for _ in range(2)]
+places = set(ray.get([one.here.remote() for one in held], timeout=120))
+print("nodes", before, len(places), alive())
+del held
+deadline = time.monotonic() + 120
+while alive() > 1 and time.monotonic() < deadline:
+    time.sleep(0.5)
+print("left", alive())
+"""
+
+
+@pytest.mark.timeout(400)
+def test_nodes_come_for_work_that_finds_no_room_and_go_when_it_is_done(tmp_path: Path) -> None:
+    (tmp_path / "toy.py").write_text(NODES_TOY)
+    flags = ["--num-cpus", "1", "--num-gpus", "0", "--object-store-mb", "100", "--nodes", "2", "--node-cpus", "2"]
+    command = [sys.executable, "-m", "cluster.local", "run", *flags, "--node-idle-s", "3", "--", sys.executable]
+    done = subprocess.run([*command, str(tmp_path / "toy.py")], cwd=ROOT, capture_output=True, text=True, timeout=380)
+    assert done.returncode == 0, done.stderr
+    assert "nodes 1 2 3" in done.stdout
+    assert "left 1" in done.stdout
