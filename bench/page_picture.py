@@ -71,7 +71,7 @@ def main() -> int:
     subprocess.run([sys.executable, "-m", "ip2p", *drawn], cwd=ROOT, check=True)
     with server() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.goto(url)
         page.set_input_files("#file-input", card)
         page.fill("#instruction", args.edit)
@@ -80,6 +80,7 @@ def main() -> int:
         page.locator("#more-settings").evaluate("details => { details.open = false }")
         page.click("#edit-button")
         page.wait_for_selector("#stage[data-state=done]", timeout=60_000)
+        page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=args.output / "page.png")
         browser.close()
     card.unlink()
