@@ -44,7 +44,7 @@ class ApiError(Exception):
         return {"error": {**known, "request_id": request_id}}
 
 
-def api_error(error: Exception, param: str | None = None) -> ApiError:
+def api_error(error: BaseException, param: str | None = None) -> ApiError:
     """What the library raised, as an answer. ``param``: the field that it was about, where that is known."""
     if isinstance(error, ApiError):
         return error

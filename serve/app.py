@@ -22,7 +22,7 @@ from ip2p.errors import InputError
 from serve.edit_board import EditBoard, Record
 from serve.engines import Engines
 from serve.http import create_app
-from serve.settings import Settings, load_check, read_keys
+from serve.settings import Settings, load_check, named_model, read_keys
 
 BOARD = "ip2p-edit-board"
 WORK = "queued_s"  # the name under which replicas tell the autoscaler of their work
@@ -144,10 +144,8 @@ def settings_of(arguments: Arguments) -> Settings:
     names = {field.name for field in dataclasses.fields(Settings)} & {f.name for f in dataclasses.fields(Arguments)}
     chosen = {name: getattr(arguments, name) for name in names - {"models"}}
     if arguments.models:
-        pairs = [one.partition("=") for one in arguments.models.split(",")]
-        if not all(name and folder for name, _, folder in pairs):
-            raise InputError(f"models={arguments.models}: expected NAME=DIR,NAME=DIR")
-        chosen["models"] = {name: folder for name, _, folder in pairs}
+        complaint = f"models={arguments.models}: expected NAME=DIR,NAME=DIR"
+        chosen["models"] = dict(named_model(one, complaint) for one in arguments.models.split(","))
     return Settings(
         **chosen,
         key_digests=read_keys(Path(arguments.keys) if arguments.keys else None),

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 def settings_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]
     """The flags as Settings."""
-    from serve.settings import Settings, load_check, read_keys
+    from serve.settings import Settings, load_check, named_model, read_keys
 
     chosen = {
         "dtype": args.dtype, "device": args.device, "models_held": args.models_held,
@@ -81,17 +81,8 @@ def settings_of(args: argparse.Namespace):  # type: ignore[no-untyped-def]
         "picture_check": load_check(args.check) if args.check else None,
     }  # fmt: skip
     if args.model:
-        chosen["models"] = dict(_named(one) for one in args.model)
+        chosen["models"] = dict(named_model(one, f"--model {one}: expected NAME=DIR") for one in args.model)
     return Settings(**chosen)
-
-
-def _named(text: str) -> tuple[str, str]:
-    from ip2p.errors import InputError
-
-    name, equals, folder = text.partition("=")
-    if not (name and equals and folder):
-        raise InputError(f"--model {text}: expected NAME=DIR")
-    return name, folder
 
 
 LOGGING = {

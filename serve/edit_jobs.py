@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from serve.api_errors import ApiError
+from serve.api_errors import ApiError, api_error
 from serve.edit_board import RUNNING, EditBoard, Record
 from serve.metrics import Metrics
 from serve.settings import Settings
-from serve.taking_in import Taken, details, encoded, finished, look
-from serve.waiting import KEEP_ALIVE_S, server_event
+from serve.taking_in import Taken, details, files_of, finished, look
+from serve.waiting import KEEP_ALIVE, KEEP_ALIVE_S, event_stream, server_event
 
 TELL_EVERY_S = 0.25
 
@@ -70,11 +70,10 @@ class EditJobs:
         error = work.exception()
         if error is not None:
             log.error("%s failed", record["id"], exc_info=error)
-            shown = error if isinstance(error, ApiError) else ApiError(500, "internal_error", "the server failed")
-            return {**now, "status": "failed", "error": shown.body(record["id"])["error"]}, None
+            return {**now, "status": "failed", "error": api_error(error).body(record["id"])["error"]}, None
         self.metrics.count(taken.edits)
         pictures = work.result()
-        files = await asyncio.to_thread(lambda: [encoded(taken, place, one) for place, one in enumerate(pictures)])
+        files = await files_of(taken, pictures)
         content = [f"/v1/edits/{record['id']}/content?index={place}" for place in range(len(files))]
         done = {"status": "completed", "content": content, **look(taken, pictures[0]), "ip2p": details(taken)}
         return {**now, **done}, files
@@ -122,8 +121,7 @@ def job_routes(jobs: EditJobs) -> APIRouter:
     async def events(name: str, request: Request) -> StreamingResponse:
         await known(name)
         last = request.headers.get("last-event-id", "")
-        stream = _followed(board, name, int(last) if re.fullmatch("[0-9]{1,18}", last) else -1)
-        return StreamingResponse(stream, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return event_stream(_followed(board, name, int(last) if re.fullmatch("[0-9]{1,18}", last) else -1))
 
     @routes.post("/{name}/cancel")
     async def cancel(name: str) -> JSONResponse:
@@ -148,6 +146,6 @@ async def _followed(board: EditBoard, name: str, after: int) -> AsyncIterator[by
         if now is None or now["status"] not in RUNNING:
             return
         if time.monotonic() - quiet_since > KEEP_ALIVE_S:
-            yield b": still here\n\n"
+            yield KEEP_ALIVE
             quiet_since = time.monotonic()
         await asyncio.sleep(TELL_EVERY_S)

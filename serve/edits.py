@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import UploadFile
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 
 from ip2p.editing.engine import Edit
 from serve.api_errors import ApiError, api_error
@@ -22,7 +22,7 @@ from serve.form import READERS, EditForm, known_fields, read_form
 from serve.metrics import Metrics
 from serve.settings import Settings
 from serve.taking_in import Taken, answer, details, encoded, finished, look, preview_file, provenance, take_in, usage
-from serve.waiting import KEEP_ALIVE_S, ClientGoneError, server_event, unless_gone
+from serve.waiting import KEEP_ALIVE, KEEP_ALIVE_S, ClientGoneError, event_stream, server_event, unless_gone
 
 MAX_PARTS = 64
 MODEL_HEADER = "serve_multiplexed_model_id"  # Ray Serve's
@@ -79,8 +79,7 @@ class EditRoute:
                 loop.call_soon_threadsafe(previews.put_nowait, (edit, edit.preview))
 
         taken = await take_in(form, self.engines, self.settings, on_progress)
-        events = self._events(taken, previews, request_id)
-        return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        return event_stream(self._events(taken, previews, request_id))
 
     async def _events(
         self, taken: Taken, previews: asyncio.Queue[tuple[Edit, typing.Any]], request_id: str
@@ -90,7 +89,7 @@ class EditRoute:
             number = 0
             async for edit, latent in _until_done(previews, work):
                 if edit is None:
-                    yield b": still here\n\n"
+                    yield KEEP_ALIVE
                     continue
                 try:
                     picture, file = await asyncio.to_thread(preview_file, taken, edit, latent, self.settings)

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from ip2p.editing.engine import EditEngine, measured_cost
-from ip2p.errors import QueueFullError
+from ip2p.editing.engine import EditEngine, check_queue, measured_cost
 from ip2p.models.coding import edit_sizes, pixels_per_latent
 from ip2p.models.components import EditModel, load_edit_model
 from serve.settings import Settings
@@ -74,12 +73,7 @@ class Engines:
 
     def check_room(self) -> None:
         """Raise QueueFullError where the server as a whole has too much to do."""
-        waiting_s, limit_s = self.queued_s(), self.settings.queue_limit_s
-        if waiting_s > limit_s:
-            raise QueueFullError(
-                f"{waiting_s:.1f} s of edits are waiting, the limit is {limit_s:g} s; try again later",
-                retry_after_s=waiting_s - limit_s,
-            )
+        check_queue(self.queued_s(), self.settings.queue_limit_s)
 
     def done(self) -> dict[str, Done]:
         """What was done by model, also by engines that are gone: such counts only rise."""

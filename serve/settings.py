@@ -48,6 +48,14 @@ class Settings:
         return next(iter(self.models))
 
 
+def named_model(text: str, complaint: str) -> tuple[str, str]:
+    """NAME=DIR as name and folder. Raises InputError of ``complaint`` for another text."""
+    name, _, folder = text.partition("=")
+    if not (name and folder):
+        raise InputError(complaint)
+    return name, folder
+
+
 def read_keys(path: Path | None, environment: Mapping[str, str] = os.environ) -> frozenset[bytes]:
     """Digests of the keys in a file (one a line, # begins a comment) and in IP2P_API_KEYS (commas between them).
 

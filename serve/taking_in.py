@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import json
 import secrets
 import time
@@ -22,7 +21,7 @@ from ip2p.images import encode_image
 from ip2p.models.coding import pictures_of
 from serve.api_errors import ApiError, api_error
 from serve.engines import Engines, Served
-from serve.form import EditForm, edit_requests
+from serve.form import MAX_SEED, EditForm, edit_requests
 from serve.settings import Settings
 
 DEFAULT_COMPRESSION = 95
@@ -47,17 +46,20 @@ async def take_in(
     form: EditForm, engines: Engines, settings: Settings, on_progress: Callable[[Edit], object] | None = None
 ) -> Taken:
     """Decode, check and submit all variants, or none. Raises ApiError."""
-    seed = secrets.randbelow(2**32) if form.seed is None else form.seed
+    seed = secrets.randbelow(MAX_SEED + 1) if form.seed is None else form.seed
     try:
         engines.check_room()  # first: a full server must not spend its time on pictures that it refuses
         requests = await asyncio.to_thread(edit_requests, form, settings, seed)
         await asyncio.to_thread(_let_through, settings, requests[0].image, "input")
-        for _ in range(TRIES - 1):
+        tries_left = TRIES
+        while True:
             served = await engines.get(form.model or settings.default_model)
-            with contextlib.suppress(EngineClosedError):  # the model made room for another in this very moment
+            try:
                 return _submitted(form, requests, served, on_progress)
-        served = await engines.get(form.model or settings.default_model)
-        return _submitted(form, requests, served, on_progress)
+            except EngineClosedError:  # the model made room for another in this very moment
+                tries_left -= 1
+                if not tries_left:
+                    raise
     except Exception as error:
         raise api_error(error) from error
 
@@ -100,6 +102,11 @@ def _let_through(settings: Settings, picture: np.ndarray, which: str) -> None:
         raise ApiError(400, "picture_refused", f"the {which} picture was refused: {reason}", "image")
 
 
+async def files_of(taken: Taken, pictures: list[np.ndarray]) -> list[bytes]:
+    """The file of every variant."""
+    return await asyncio.to_thread(lambda: [encoded(taken, place, one) for place, one in enumerate(pictures)])
+
+
 def encoded(taken: Taken, place: int, picture: np.ndarray) -> bytes:
     """The file of the ``place``-th variant; it says in itself how it came about."""
     form = taken.form
@@ -133,7 +140,7 @@ def provenance(taken: Taken, place: int) -> dict[str, typing.Any]:
 
 async def answer(taken: Taken, pictures: list[np.ndarray]) -> dict[str, typing.Any]:
     """OpenAI's ImagesResponse; what is ours stands under ``ip2p``."""
-    files = await asyncio.to_thread(lambda: [encoded(taken, place, one) for place, one in enumerate(pictures)])
+    files = await files_of(taken, pictures)
     return {
         "created": int(time.time()),
         **look(taken, pictures[0]),

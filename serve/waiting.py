@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import typing
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine
 
 from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
 KEEP_ALIVE_S = 10.0
 """A stream that has nothing to say says so that often, or a proxy takes it for dead."""
+KEEP_ALIVE = b": still here\n\n"  # a comment, which clients skip
 
 T = typing.TypeVar("T")
 
@@ -37,6 +39,11 @@ async def unless_gone(request: Request, work: Coroutine[typing.Any, typing.Any, 
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def event_stream(events: AsyncIterator[bytes]) -> StreamingResponse:
+    """The answer that says ``events`` as they come."""
+    return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 def server_event(name: str, data: dict[str, typing.Any], number: int | None = None) -> bytes:

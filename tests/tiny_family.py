@@ -30,8 +30,6 @@ def build_tiny_family(folder: Path, seed: int = 0) -> None:
 
 def build_edit_model(folder: Path, seed: int = 0) -> Path:
     """A diffusers folder whose UNet takes 8 channels; another ``seed``, other weights."""
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         build_text_to_image(folder)

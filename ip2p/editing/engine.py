@@ -104,12 +104,7 @@ class EditEngine:
         with self._wake:
             if self._closing:
                 raise EngineClosedError("the engine is closing and takes no more edits; ask another", retry_after_s=1.0)
-            wait_s = self._seconds_left()
-            if wait_s > self.queue_limit_s:
-                raise QueueFullError(
-                    f"{wait_s:.1f} s of edits are waiting, the limit is {self.queue_limit_s:g} s; try again later",
-                    retry_after_s=wait_s - self.queue_limit_s,
-                )
+            check_queue(self._seconds_left(), self.queue_limit_s)
             self._edits.add(edit)
         self._side.submit(self._prepare, edit, table)
         return edit
@@ -296,6 +291,15 @@ class EditEngine:
 
     def _left(self, edit: Edit) -> int:
         return round(edit.rows * (1 - edit.steps_done / edit.request.steps))
+
+
+def check_queue(waiting_s: float, limit_s: float) -> None:
+    """Raise QueueFullError where more than ``limit_s`` seconds of work wait."""
+    if waiting_s > limit_s:
+        raise QueueFullError(
+            f"{waiting_s:.1f} s of edits are waiting, the limit is {limit_s:g} s; try again later",
+            retry_after_s=waiting_s - limit_s,
+        )
 
 
 def _shows(previews: int, done: int, steps: int) -> bool:
