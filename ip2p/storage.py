@@ -46,10 +46,36 @@ def read_file(uri: str) -> bytes:
     if "://" not in uri:
         path = Path(uri)
         return LocalFolder(path.parent).read(path.name)
+    folder, name = _parted(uri)
+    return folder.read(name)
+
+
+def open_file(uri: str) -> typing.BinaryIO:
+    """One local or ``s3://`` file, to be read from its start and closed; an object is copied to a temporary file."""
+    if "://" not in uri:
+        try:
+            return Path(uri).open("rb")
+        except FileNotFoundError as error:
+            raise StorageError(f"{uri}: no such file") from error
+        except OSError as error:
+            raise StorageError(_os_message("read", Path(uri), error)) from error
+    folder, name = _parted(uri)
+    copy = typing.cast(typing.BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  the caller closes it
+    try:
+        folder.download(name, copy)
+    except BaseException:
+        copy.close()
+        raise
+    copy.seek(0)
+    return copy
+
+
+def _parted(uri: str) -> tuple[S3Folder, str]:
+    """The folder and the name of an ``s3://`` file."""
     folder, _, name = uri.rpartition("/")
     if not name or folder == "s3:/":
         raise StorageError(f"{uri!r} names no file; write s3://bucket/file")
-    return open_folder(folder).read(name)
+    return typing.cast(S3Folder, open_folder(folder)), name
 
 
 def remove_all(folder: Folder, prefix: str) -> None:
@@ -155,6 +181,17 @@ class S3Folder:
             return self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
 
         return typing.cast(bytes, self._call("read", name, get))
+
+    def download(self, name: str, stream: typing.BinaryIO) -> None:
+        """Copy an object into ``stream`` piece by piece."""
+
+        def copy() -> None:
+            stream.seek(0)
+            stream.truncate()
+            body = self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"]
+            shutil.copyfileobj(body, stream, 2**20)
+
+        self._call("read", name, copy)
 
     def write(self, name: str, data: bytes) -> None:
         self._call("write", name, lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))

@@ -7,20 +7,14 @@ nothing can be used is one error. This file calls no model and does not look at 
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
-import json
-import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ip2p.errors import InputError, StorageError
+from ip2p.errors import InputError
+from ip2p.row_files import Row, Wanted, read_rows
 from ip2p.seeds import stable_id
-from ip2p.storage import read_file
 from ip2p.triplets.acceptance import is_blank, is_encodable, normalised
 
 MAX_CHARACTERS = 1000
@@ -80,21 +74,20 @@ def read_captions(uri: str, limit: int | None = None, *, given: bool = True) -> 
     """
     if limit is not None and limit < 1:
         raise InputError(f"the number of captions must be at least 1, got {limit}")
-    reader = _reader_for(uri)
+    known = {*CAPTION_KEYS, *INSTRUCTION_KEYS, *EDITED_CAPTION_KEYS, *URL_KEYS, "task"}
     found = CaptionFile(uri)
     lines: dict[str, int] = {}
-    with _opened(uri) as stream:
-        for raw in _read_or_explain(reader(stream, uri), uri):
-            row = _checked(raw, given)
-            if isinstance(row, CaptionRow) and row.prompt_id in lines:
-                row = BadRow(row.line, f"duplicate of line {lines[row.prompt_id]}")
-            if isinstance(row, BadRow):
-                found.bad.append(row)
-                continue
-            lines[row.prompt_id] = row.line
-            found.rows.append(row)
-            if len(found.rows) == limit:
-                break
+    for raw in read_rows(uri, Wanted(known, lambda names: _check_columns(names, uri), "caption")):
+        row = _checked(raw, given)
+        if isinstance(row, CaptionRow) and row.prompt_id in lines:
+            row = BadRow(row.line, f"duplicate of line {lines[row.prompt_id]}")
+        if isinstance(row, BadRow):
+            found.bad.append(row)
+            continue
+        lines[row.prompt_id] = row.line
+        found.rows.append(row)
+        if len(found.rows) == limit:
+            break
     if not found.rows:
         raise InputError(_nothing_usable(found))
     return found
@@ -119,47 +112,6 @@ def as_batch(rows: Sequence[CaptionRow]) -> dict[str, np.ndarray]:
     return {"index": np.array([row.index for row in rows], dtype=np.int64), **columns}
 
 
-@dataclass(frozen=True, slots=True)
-class _Raw:
-    index: int
-    line: int
-    values: Mapping[str, object]
-    problem: str = ""
-    last_line: int = 0
-
-
-_Reader = Callable[[typing.BinaryIO, str], Iterator[_Raw]]
-
-
-def _reader_for(uri: str) -> _Reader:
-    suffix = PurePosixPath(uri).suffix.lower()
-    if suffix not in _READERS:
-        raise InputError(f"{uri}: cannot read captions from {suffix or 'a name without suffix'}; "
-                         f"use one of {', '.join(_READERS)}")  # fmt: skip
-    return _READERS[suffix]
-
-
-def _opened(uri: str) -> typing.BinaryIO:
-    """A local file is read as it is needed; an object is fetched whole."""
-    if "://" in uri:
-        if uri.startswith("s3://") and "/" not in uri[5:]:
-            raise StorageError(f"{uri!r} names no bucket or no object; write s3://bucket/key")
-        return io.BytesIO(read_file(uri))
-    try:
-        return Path(uri).open("rb")
-    except FileNotFoundError as error:
-        raise StorageError(f"{uri}: no such file") from error
-    except OSError as error:
-        raise StorageError(f"{uri}: cannot read it: {error.strerror}; check the path and its rights") from error
-
-
-def _read_or_explain(rows: Iterator[_Raw], uri: str) -> Iterator[_Raw]:
-    try:
-        yield from rows
-    except OSError as error:
-        raise StorageError(f"{uri}: reading stopped: {error.strerror or error}; run the command again") from error
-
-
 def _nothing_usable(found: CaptionFile) -> str:
     if not found.bad:
         return f"{found.uri}: the file is empty; it needs at least one caption"
@@ -168,14 +120,14 @@ def _nothing_usable(found: CaptionFile) -> str:
             f"line {first.line}: {first.message}; {_REMEDY}")  # fmt: skip
 
 
-def _checked(raw: _Raw, given: bool) -> CaptionRow | BadRow:
+def _checked(raw: Row, given: bool) -> CaptionRow | BadRow:
     row = _row_of(raw, given) if not raw.problem else BadRow(raw.line, raw.problem)
     if isinstance(row, BadRow) and raw.last_line > raw.line:
         return BadRow(row.line, f"{row.message} (the row runs to line {raw.last_line}; is a quote left open?)")
     return row
 
 
-def _row_of(raw: _Raw, given: bool) -> CaptionRow | BadRow:
+def _row_of(raw: Row, given: bool) -> CaptionRow | BadRow:
     wanted: dict[str, tuple[str, ...]] = {"caption": CAPTION_KEYS}
     if given:
         wanted |= {"instruction": INSTRUCTION_KEYS, "edited_caption": EDITED_CAPTION_KEYS}
@@ -234,101 +186,6 @@ def _note(values: Mapping[str, object], keys: Sequence[str]) -> str:
     return value if isinstance(value, str) and is_encodable(value) else ""
 
 
-def _as_text(stream: typing.BinaryIO, uri: str, newline: str) -> typing.TextIO:
-    head = stream.read(2)
-    stream.seek(0)
-    if head in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{uri}: is UTF-16 text; save it as UTF-8 and try again")
-    # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
-    return io.TextIOWrapper(stream, "utf-8-sig", errors="surrogateescape", newline=newline)
-
-
-def _json_rows(stream: typing.BinaryIO, uri: str) -> Iterator[_Raw]:
-    for index, line in enumerate(_as_text(stream, uri, "\n")):
-        if index == 0 and line.lstrip().startswith("["):
-            raise InputError(f"{uri}: holds one JSON array; write one object a line (jq -c '.[]' does it)")
-        values, problem = _json_object(line)
-        yield _Raw(index, index + 1, values, problem)
-
-
-def _json_object(line: str) -> tuple[Mapping[str, object], str]:
-    if not line.strip():
-        return {}, "blank line"
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        return {}, f"broken JSON: {error}"
-    return (values, "") if isinstance(values, dict) else ({}, f"not a JSON object but {type(values).__name__}")
-
-
-def _text_rows(stream: typing.BinaryIO, uri: str) -> Iterator[_Raw]:
-    for index, line in enumerate(_as_text(stream, uri, "\n")):
-        yield _Raw(index, index + 1, {"caption": line})
-
-
-def _csv_rows(stream: typing.BinaryIO, uri: str) -> Iterator[_Raw]:
-    reader = csv.reader(_as_text(stream, uri, ""))
-    header = [name.strip() for name in next(reader, [])]
-    if not header:
-        return
-    _check_columns(header, uri)
-    for index in itertools.count():
-        line = reader.line_num + 1
-        try:
-            fields = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield _Raw(index, line, {}, f"broken CSV: {error}", reader.line_num)
-        else:
-            problem = "" if len(fields) == len(header) else _wrong_width(len(fields), len(header))
-            yield _Raw(index, line, dict(zip(header, fields, strict=False)), problem, reader.line_num)
-
-
-def _wrong_width(found: int, expected: int) -> str:
-    if not found:
-        return "blank line"
-    return f"{found} fields where the header has {expected}; put texts that hold commas in double quotes"
-
-
-def _parquet_rows(stream: typing.BinaryIO, uri: str) -> Iterator[_Raw]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(stream)
-        _check_columns(file.schema_arrow.names, uri)
-        known = {*CAPTION_KEYS, *INSTRUCTION_KEYS, *EDITED_CAPTION_KEYS, *URL_KEYS, "task"}
-        names = [name for name in file.schema_arrow.names if name in known]
-        index = itertools.count()
-        for batch in file.iter_batches(batch_size=4096, columns=names):
-            columns = [_texts_or_values(column) for column in batch.columns]
-            for values in zip(*columns, strict=True):
-                at = next(index)
-                yield _Raw(at, at + 1, dict(zip(names, values, strict=True)))
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{uri}: not a whole Parquet file ({error}); fetch or write it again") from error
-
-
-def _texts_or_values(column: typing.Any) -> list[object]:
-    import pyarrow as pa
-
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        # Decoded here, because one bad byte would make pyarrow refuse the whole column.
-        texts = column.cast(pa.large_binary()).to_pylist()
-        return [text if text is None else text.decode(errors="surrogateescape") for text in texts]
-    return typing.cast("list[object]", column.to_pylist())
-
-
 def _check_columns(names: Sequence[str], uri: str) -> None:
     if not any(key in names for key in CAPTION_KEYS):
         raise InputError(f"{uri}: no caption column; it has: {', '.join(map(repr, names))}; {_REMEDY}")
-
-
-_READERS: dict[str, _Reader] = {
-    ".jsonl": _json_rows,
-    ".json": _json_rows,
-    ".csv": _csv_rows,
-    ".parquet": _parquet_rows,
-    ".txt": _text_rows,
-}

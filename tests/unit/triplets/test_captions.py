@@ -233,8 +233,8 @@ def test_limit_counts_usable_rows_and_stops_reading(tmp_path):
         ("a.json", b'[{"caption": "a cat"}]', "one JSON array; write one object a line"),
         ("u.txt", "a cat".encode("utf-16"), "UTF-16 text; save it as UTF-8"),
         ("t.parquet", b"PAR1 not really", "not a whole Parquet file"),
-        ("c.xml", b"<a/>", "cannot read captions from .xml; use one of .jsonl"),
-        ("noname", b"a", "cannot read captions from a name without suffix"),
+        ("c.xml", b"<a/>", "cannot read rows from .xml; use one of .jsonl"),
+        ("noname", b"a", "cannot read rows from a name without suffix"),
     ],
 )
 def test_a_file_in_which_nothing_can_be_used_is_one_error_that_names_it(tmp_path, name, data, words):
@@ -293,7 +293,7 @@ def test_a_bucket_or_object_that_is_not_there_is_a_storage_error(bucket):
         read_captions("s3://captions/none.txt")
     with pytest.raises(StorageError, match="no such bucket; create it or correct the name"):
         read_captions("s3://elsewhere/c.txt")
-    with pytest.raises(StorageError, match="names no bucket or no object"):
+    with pytest.raises(StorageError, match="names no file"):
         read_captions("s3://c.txt")
 
 
