@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ip2p.editing.fixed_calls import filled_up
 from ip2p.editing.guidance import Rows, combine, row_images, row_states
 from ip2p.editing.step_table import StepTable
 from ip2p.pairs.sampling import to_denoised
@@ -43,8 +44,10 @@ class EditBank:
         text_shape: tuple[int, int],
         slots: int = 8,
         steps: int = 32,
+        call_rows: int | None = None,
     ):
-        self.unet, self.shape, self.text_shape = unet, latent_shape, text_shape
+        """``call_rows``: calls of fewer rows are filled up to that number (``ip2p.editing.fixed_calls`` says why)."""
+        self.unet, self.shape, self.text_shape, self.call_rows = unet, latent_shape, text_shape, call_rows
         self.prediction_type = str(scheduler_config.get("prediction_type", "epsilon"))
         self.row_evals = 0
         self.free: list[int] = []
@@ -123,8 +126,10 @@ class EditBank:
         given = torch.cat([scaled, row_images(rows, self._of("image", at))], dim=1)
         states = row_states(rows, self._of("text", at), self._of("null", at))
         times = self._at("timesteps", at, step)[rows.edit]
-        predictions = self.unet(given, times, encoder_hidden_states=states).sample
         self.row_evals += len(given)
+        if self.call_rows is not None:
+            given, times, states = (filled_up(one, self.call_rows) for one in (given, times, states))
+        predictions = self.unet(given, times, encoder_hidden_states=states).sample[: len(rows.edit)]
         return to_denoised(combine(predictions, rows), latents, sigma.view(-1, 1, 1, 1), self.prediction_type)
 
     def _outside_kept(self, at: torch.Tensor, step: torch.Tensor, moved: torch.Tensor) -> torch.Tensor:

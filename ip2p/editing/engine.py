@@ -67,12 +67,15 @@ class EditEngine:
     """Edits with ``model``. Use it as a context, or ``close`` it.
 
     ``cost`` says how many rows a call should have (``measured_cost``); ``queue_limit_s`` how many seconds of work may
-    wait before ``submit`` refuses.
+    wait before ``submit`` refuses. With ``call_rows`` all calls have that many rows instead, and edits the same bytes
+    whoever shares them (``ip2p.editing.fixed_calls``).
     """
 
-    def __init__(self, model: EditModel, cost: StepCost, queue_limit_s: float = float("inf")):
-        self.model, self.cost, self.queue_limit_s = model, cost, queue_limit_s
-        self.cap = cost.knee()
+    def __init__(
+        self, model: EditModel, cost: StepCost, queue_limit_s: float = float("inf"), call_rows: int | None = None
+    ):
+        self.model, self.cost, self.queue_limit_s, self.call_rows = model, cost, queue_limit_s, call_rows
+        self.cap = call_rows or cost.knee()
         self.calls = self.row_evals = 0
         self.broken: DeviceError | None = None  # the device is lost: another process must take over
         self.ended: collections.Counter[str] = collections.Counter()  # done, cancelled, late, failed
@@ -250,11 +253,10 @@ class EditEngine:
     def _after_failure(self, shape: tuple[int, ...], slots: list[int], rows: int, error: Exception) -> None:
         """Nothing has moved. Too little memory: smaller calls from now on. Anything else: find whose fault it is."""
         if is_device_fault(error):
-            self.broken = DeviceError(f"{self.model.unet.device} failed: {error}; another process must take over")
-            self.broken.__cause__ = error
-            for size, active in self._active.items():
-                for slot in list(active):
-                    self._fail(size, slot, self.broken)
+            self._break(f"{self.model.unet.device} failed: {error}; another process must take over", error)
+        elif self.call_rows and is_out_of_memory(error):
+            # Smaller calls would give other bytes than were promised.
+            self._break(f"calls of {self.call_rows} rows do not fit into memory ({error}); choose fewer a call", error)
         elif len(slots) == 1:
             self._fail(shape, slots[0], error)
         elif is_out_of_memory(error):
@@ -262,6 +264,14 @@ class EditEngine:
         else:
             for slot in slots:
                 self._call(shape, [slot])
+
+    def _break(self, message: str, cause: Exception) -> None:
+        """Nothing can be edited here any more."""
+        self.broken = DeviceError(message)
+        self.broken.__cause__ = cause
+        for shape, active in self._active.items():
+            for slot in list(active):
+                self._fail(shape, slot, self.broken)
 
     def _fail(self, shape: tuple[int, ...], slot: int, error: Exception) -> None:
         self._banks[shape].remove(slot)
@@ -282,7 +292,9 @@ class EditEngine:
     def _bank(self, shape: tuple[int, ...], text_shape: tuple[int, ...]) -> EditBank:
         if shape not in self._banks:
             latent, text = typing.cast(tuple[int, int, int], shape), typing.cast(tuple[int, int], text_shape)
-            self._banks[shape] = EditBank(self.model.unet, self.model.scheduler_config, latent, text)
+            self._banks[shape] = EditBank(
+                self.model.unet, self.model.scheduler_config, latent, text, call_rows=self.call_rows
+            )
             self._active[shape] = {}
         return self._banks[shape]
 
