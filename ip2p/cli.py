@@ -20,6 +20,7 @@ COMMANDS = {
     "import": ("ip2p.dataset.import_command", "read the original's tree or Hugging Face columns as a run"),
     "invert": ("ip2p.dataset.invert_command", "turn the pairs of a run around: each add gives a remove"),
     "repeat": ("ip2p.dataset.repeat_command", "ask the edits of a run again: nothing is left to change"),
+    "batch-edit": ("ip2p.batch.status_command", "say how far a batch of edits is"),
     "serve": ("serve.command", "serve edits over HTTP, with a page"),
     "verify": ("ip2p.dataset.verify_command", "check every file, row and picture of a run"),
 }
@@ -50,7 +51,10 @@ def _overview(arguments: list[str]) -> int:
         return 0
     lines = ["usage: ip2p COMMAND [options]      ip2p COMMAND --help", "", "commands:"]
     lines += [f"  {name:10} {what}" for name, (_, what) in COMMANDS.items()]
-    lines += ["", "jobs on a cluster: python jobs/datagen.py --help, also train.py, evaluate.py and pretrain.py"]
+    lines += [
+        "",
+        "jobs on a cluster: python jobs/datagen.py --help, also train.py, batch_edit.py, evaluate.py, pretrain.py",
+    ]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print("\n".join(lines))
         return 0

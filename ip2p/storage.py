@@ -1,17 +1,22 @@
 """Folders, local or ``s3://``, in which a file appears whole or not at all.
 
-Local writes go to a temporary name, are flushed to disk and renamed; S3 writes are one PutObject. Endpoints and
-keys come from the environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, …), as for every AWS tool.
+Local writes go to a temporary name, are flushed to disk and renamed; S3 writes are one PutObject. A file's version
+changes when its content does (S3: ETag; local: time and size). Endpoints and keys come from the environment
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_PROFILE, …), as for every AWS tool.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
+import io
 import os
 import shutil
 import tempfile
 import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ip2p.errors import StorageError
@@ -24,8 +29,24 @@ class Folder(typing.Protocol):
 
     def read(self, name: str) -> bytes: ...
     def write(self, name: str, data: bytes) -> None: ...
+    def write_from(self, name: str, stream: typing.BinaryIO) -> None:
+        """Write what ``stream`` holds from where it stands, without holding it in memory."""
+        ...
+
     def exists(self, name: str) -> bool: ...
     def list(self, prefix: str = "") -> list[str]: ...
+    def versions(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Names as ``list`` gives them, each with its version; not held all at once."""
+        ...
+
+    def read_versioned(self, name: str) -> tuple[bytes, str]:
+        """A file and the version that was read."""
+        ...
+
+    def write_if(self, name: str, data: bytes, version: str | None = None) -> str | None:
+        """Write if the file has that ``version`` (None: if there is none). The new version, or None: it was not so."""
+        ...
+
     def delete(self, name: str) -> None: ...
 
 
@@ -56,9 +77,9 @@ def open_file(uri: str) -> typing.BinaryIO:
         try:
             return Path(uri).open("rb")
         except FileNotFoundError as error:
-            raise StorageError(f"{uri}: no such file") from error
+            raise StorageError(f"{uri}: no such file", "missing") from error
         except OSError as error:
-            raise StorageError(_os_message("read", Path(uri), error)) from error
+            raise _os_error("read", Path(uri), error) from error
     folder, name = _parted(uri)
     copy = typing.cast(typing.BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115  the caller closes it
     try:
@@ -100,18 +121,21 @@ class LocalFolder:
         try:
             return path.read_bytes()
         except FileNotFoundError as error:
-            raise StorageError(f"{path}: no such file") from error
+            raise StorageError(f"{path}: no such file", "missing") from error
         except OSError as error:
-            raise StorageError(_os_message("read", path, error)) from error
+            raise _os_error("read", path, error) from error
 
     def write(self, name: str, data: bytes) -> None:
+        self.write_from(name, io.BytesIO(data))
+
+    def write_from(self, name: str, stream: typing.BinaryIO) -> None:
         path = self.root / name
         temporary = ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(prefix=".", suffix=".partial", dir=path.parent)
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                shutil.copyfileobj(stream, file, 2**20)
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)  # noqa: PTH101  mkstemp makes it private
@@ -120,13 +144,13 @@ class LocalFolder:
         except OSError as error:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
-            raise StorageError(_os_message("write", path, error, len(data))) from error
+            raise _os_error("write", path, error, _size_of(stream)) from error
 
     def exists(self, name: str) -> bool:
         try:
             return (self.root / name).is_file()
         except OSError as error:
-            raise StorageError(_os_message("read", self.root / name, error)) from error
+            raise _os_error("read", self.root / name, error) from error
 
     def list(self, prefix: str = "") -> list[str]:
         """Names of the whole files whose name starts with ``prefix``, sorted; leftovers of a killed write are not."""
@@ -137,13 +161,45 @@ class LocalFolder:
         def unreadable(error: OSError) -> None:
             # An unreadable folder must not look like an empty one: its work would be done again.
             if error.errno != errno.ENOENT:
-                raise StorageError(_os_message("list", start, error)) from error
+                raise _os_error("list", start, error) from error
 
         for folder, _, files in os.walk(start, onerror=unreadable):
             for file in files:
                 if not file.endswith(".partial"):
                     names.append(os.path.relpath(os.path.join(folder, file), self.root))  # noqa: PTH118
         return sorted(name for name in names if name.startswith(prefix))
+
+    def versions(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        for name in self.list(prefix):
+            try:
+                yield name, _version((self.root / name).stat())
+            except FileNotFoundError:
+                continue  # deleted since
+            except OSError as error:
+                raise _os_error("read", self.root / name, error) from error
+
+    def read_versioned(self, name: str) -> tuple[bytes, str]:
+        path = self.root / name
+        try:
+            with path.open("rb") as file:
+                return file.read(), _version(os.fstat(file.fileno()))
+        except FileNotFoundError as error:
+            raise StorageError(f"{path}: no such file", "missing") from error
+        except OSError as error:
+            raise _os_error("read", path, error) from error
+
+    def write_if(self, name: str, data: bytes, version: str | None = None) -> str | None:
+        path = self.root / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(path.parent):
+                there = _version(path.stat()) if path.exists() else None
+                if there != version:
+                    return None
+                self.write(name, data)
+                return _version(path.stat())
+        except OSError as error:
+            raise _os_error("write", path, error, len(data)) from error
 
     def delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
@@ -169,12 +225,13 @@ class S3Folder:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def _call(self, verb: str, name: str, action: typing.Callable[[], typing.Any]) -> typing.Any:
+        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             return action()
-        except (BotoCoreError, ClientError) as error:
-            raise StorageError(_s3_message(verb, f"s3://{self.bucket}/{self._key(name)}", error)) from error
+        except (BotoCoreError, ClientError, Boto3Error) as error:
+            raise _s3_error(verb, f"s3://{self.bucket}/{self._key(name)}", error) from error
 
     def read(self, name: str) -> bytes:
         def get() -> bytes:
@@ -196,6 +253,9 @@ class S3Folder:
     def write(self, name: str, data: bytes) -> None:
         self._call("write", name, lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
 
+    def write_from(self, name: str, stream: typing.BinaryIO) -> None:
+        self._call("write", name, lambda: self.client.upload_fileobj(stream, self.bucket, self._key(name)))
+
     def exists(self, name: str) -> bool:
         from botocore.exceptions import ClientError
 
@@ -211,16 +271,40 @@ class S3Folder:
         return bool(self._call("read", name, head))
 
     def list(self, prefix: str = "") -> list[str]:
-        def pages() -> list[str]:
-            paginator = self.client.get_paginator("list_objects_v2")
-            skip = len(self.prefix) + 1 if self.prefix else 0
-            return [
-                item["Key"][skip:]
-                for page in paginator.paginate(Bucket=self.bucket, Prefix=self._key(prefix))
-                for item in page.get("Contents", ())
-            ]
+        return sorted(name for name, _ in self.versions(prefix))
 
-        return sorted(self._call("list", prefix, pages))
+    def versions(self, prefix: str = "") -> Iterator[tuple[str, str]]:
+        skip = len(self.prefix) + 1 if self.prefix else 0
+        pages = iter(
+            self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+        )
+        while page := self._call("list", prefix, lambda: next(pages, None)):
+            for item in page.get("Contents", ()):
+                yield item["Key"][skip:], item["ETag"].strip('"')
+
+    def read_versioned(self, name: str) -> tuple[bytes, str]:
+        def get() -> tuple[bytes, str]:
+            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(name))
+            return answer["Body"].read(), answer["ETag"].strip('"')
+
+        return typing.cast(tuple[bytes, str], self._call("read", name, get))
+
+    def write_if(self, name: str, data: bytes, version: str | None = None) -> str | None:
+        from botocore.exceptions import ClientError
+
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+
+        def put() -> str | None:
+            try:
+                answer = self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, **condition)
+            except ClientError as error:
+                # 409: another conditional write of this name is under way; 404: what was to be replaced is gone.
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                    return None
+                raise
+            return str(answer["ETag"]).strip('"')
+
+        return typing.cast("str | None", self._call("write", name, put))
 
     def delete(self, name: str) -> None:
         self._call("delete", name, lambda: self.client.delete_object(Bucket=self.bucket, Key=self._key(name)))
@@ -234,23 +318,50 @@ def _flush_folder(path: Path) -> None:
         os.close(handle)
 
 
-def _os_message(verb: str, path: Path, error: OSError, size: int = 0) -> str:
+def _size_of(stream: typing.BinaryIO) -> int:
+    return stream.seek(0, io.SEEK_END)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """No other process is in here with the same ``folder``; the kernel lets go of a process that dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _version(stat: os.stat_result) -> str:
+    return f"{stat.st_mtime_ns}-{stat.st_size}"
+
+
+def _os_error(verb: str, path: Path, error: OSError, size: int = 0) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{path}: the disk is full (needed {size} bytes); free space and run the same command again"
+        needed = f"needed {size} bytes"
+        return StorageError(f"{path}: the disk is full ({needed}); free space and run the same command again", "full")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{path}: no permission to {verb} it; choose another folder or change its rights"
-    return f"{path}: cannot {verb} it: {error.strerror or error}"
+        return StorageError(f"{path}: no permission to {verb} it; choose another folder or change its rights", "denied")
+    return StorageError(f"{path}: cannot {verb} it: {error.strerror or error}")
 
 
-def _s3_message(verb: str, where: str, error: Exception) -> str:
+WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestExpired")
+
+
+def _s3_error(verb: str, where: str, error: Exception) -> StorageError:
     response = getattr(error, "response", {})
     code = response.get("Error", {}).get("Code", "")
     if code in ("NoSuchKey", "404"):
-        return f"{where}: no such object"
+        return StorageError(f"{where}: no such object", "missing")
     if code == "NoSuchBucket":
-        return f"{where}: no such bucket; create it or correct the name"
-    if code in ("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"):
-        return f"{where}: {verb} refused ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket policy"
+        return StorageError(f"{where}: no such bucket; create it or correct the name")
+    if code in ("AccessDenied", "403", *WRONG_KEYS):
+        remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket policy"
+        kind = "refused" if code in WRONG_KEYS else "denied"
+        return StorageError(f"{where}: {verb} refused ({code}); {remedy}", kind)
     if not response:
-        return f"{where}: cannot reach the store ({error}); check AWS_ENDPOINT_URL, AWS_REGION and the network"
-    return f"{where}: {verb} failed: {error}"
+        remedy = "check AWS_ENDPOINT_URL, AWS_REGION and the network"
+        return StorageError(f"{where}: cannot reach the store ({error}); {remedy}", "away")
+    busy = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500 or code in ("SlowDown", "Throttling")
+    return StorageError(f"{where}: {verb} failed: {error}", "away" if busy else "other")

@@ -124,11 +124,11 @@ def on_shard(row: Row, work: Callable[[typing.Any], typing.Any]) -> Row:
         done = type(error)(f"shard {row['name']}: {error}")
     except Exception as error:
         traceback.print_exc()
-        done = FailedShard(row["name"], _described(error))
+        done = FailedShard(row["name"], described(error))
     return {"name": row["name"], "payload": pack(done)}
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """``ZeroDivisionError: division by zero (painter.py, line 12, in paint)``"""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno}, in {frames[-1].name})" if frames else ""
@@ -179,7 +179,7 @@ def _join(quiet: dict[str, typing.Any]) -> None:
         ray.init(**quiet)
     except (ConnectionError, TimeoutError, ray.exceptions.RayError) as error:
         raise JobError(
-            f"cannot join the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {_described(error)}; start it, "
+            f"cannot join the cluster at RAY_ADDRESS={os.environ['RAY_ADDRESS']}: {described(error)}; start it, "
             "correct the address (and RAY_AUTH_TOKEN), or unset RAY_ADDRESS to work without a cluster"
         ) from error
 

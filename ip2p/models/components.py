@@ -283,8 +283,17 @@ def _load_module(kind: typing.Any, folder: Path, stem: str, **dtype: torch.dtype
 
 def check_base_width(folder: Path) -> None:
     """Raise CheckpointError where the UNet of ``folder`` can be no base; reads configs alone."""
+    _check_configs(folder, (1, 2))
+
+
+def check_edit_width(folder: Path) -> None:
+    """The same where it is no edit model."""
+    _check_configs(folder, (2,))
+
+
+def _check_configs(folder: Path, latents_in: tuple[int, ...]) -> None:
     unet, vae = (_read_json(folder / part / "config.json") for part in ("unet", "vae"))
-    _check_in_channels(folder / "unet", unet.get("in_channels", 4), vae.get("latent_channels", 4), (1, 2))
+    _check_in_channels(folder / "unet", unet.get("in_channels", 4), vae.get("latent_channels", 4), latents_in)
 
 
 def _check_in_channels(where: Path, found: int, latent: int, latents_in: tuple[int, ...]) -> None:

@@ -10,7 +10,14 @@ from pathlib import Path
 from ip2p.config import Recipe
 from ip2p.errors import CheckpointError
 from ip2p.models.checkpoint import check_safetensors, find_weights, weights_sha256
-from ip2p.models.components import check_base_width, find_clip, model_folder, read_scheduler_config
+from ip2p.models.components import (
+    check_base_width,
+    check_edit_width,
+    find_clip,
+    model_folder,
+    own_scales,
+    read_scheduler_config,
+)
 
 COMPONENTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 
@@ -33,6 +40,13 @@ def check_base(base: str) -> dict[str, str]:
     folder = model_folder("text_to_image", base, setting="base")
     check_base_width(folder)
     return _component_ids(folder)
+
+
+def check_edit_model(name: str) -> dict[str, str]:
+    """The same of an edit model, a folder or ``embedded``, and its own guidance scales, since they decide edits too."""
+    folder = model_folder("edit_model", name, setting="--ckpt")
+    check_edit_width(folder)
+    return {**_component_ids(folder), "scales": " ".join(f"{scale:g}" for scale in own_scales(folder))}
 
 
 def _component_ids(folder: Path) -> dict[str, str]:

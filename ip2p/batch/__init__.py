@@ -1,0 +1,1 @@
+"""Many edits from a manifest, each done once whatever is killed on the way: the parts that know no cluster."""

@@ -1,0 +1,115 @@
+"""Where the items of a batch come from: a manifest of rows, OpenAI's batch lines, or all pictures below a prefix.
+
+Read line by line and as often as needed, never held whole. A line that cannot be used comes out as Rejected with its
+number and does not cost the others; of two lines with one output the second is rejected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from ip2p.batch.item import SUFFIXES, EditSettings, Item, item_of
+from ip2p.batch.openai_lines import is_openai_line, values_of
+from ip2p.errors import InputError
+from ip2p.row_files import Row, Wanted, read_rows
+from ip2p.storage import open_folder
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A line that cannot be used, and why."""
+
+    line: int
+    message: str
+    id: str = ""  # where the line had one
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be edited: ``uri`` is a manifest, or with ``is_prefix`` a folder whose pictures are all meant."""
+
+    uri: str
+    is_prefix: bool = False
+    settings: EditSettings = field(default_factory=EditSettings)  # where a line names none
+    instruction: str = ""  # likewise
+    ignore: tuple[str, ...] = ()  # fields of a manifest that are not looked at
+
+
+def entries(source: Source) -> Iterator[Item | Rejected]:
+    """Every line, in order. Raises InputError or StorageError where the whole cannot be read."""
+    seen: dict[int, int] = {}
+    for entry in _below_prefix(source) if source.is_prefix else _of_manifest(source):
+        if isinstance(entry, Item):
+            # Not the names themselves: of two million lines these are 150 MB, and names would be several times that.
+            name = int.from_bytes(hashlib.blake2b(entry.output.encode(), digest_size=8).digest(), "big")
+            first = seen.setdefault(name, entry.line)
+            if first != entry.line:
+                yield Rejected(entry.line, f"output {entry.output!r} is that of line {first} already", entry.id)
+                continue
+        yield entry
+
+
+def answers_openai(source: Source) -> bool:
+    """Whether the manifest holds OpenAI's batch lines, by its first one."""
+    if source.is_prefix or not source.uri.endswith((".jsonl", ".json")):
+        return False
+    return any(is_openai_line(row.values) for row in _first(read_rows(source.uri, Wanted())))
+
+
+def _first(rows: Iterator[Row]) -> list[Row]:
+    for row in rows:
+        return [row]
+    return []
+
+
+def _of_manifest(source: Source) -> Iterator[Item | Rejected]:
+    base = source.uri.rpartition("/")[0] if "://" in source.uri else str(Path(source.uri).absolute().parent)
+    defaults = Item(0, "", "", source.instruction, "", source.settings)
+    for row in read_rows(source.uri, Wanted(check=_check_columns(source), text_column="image")):
+        try:
+            yield _item(row, base, defaults, source.ignore)
+        except InputError as error:
+            id_ = row.values.get("custom_id", row.values.get("id", ""))
+            yield Rejected(row.line, str(error), id_ if isinstance(id_, str) else "")
+
+
+def _check_columns(source: Source) -> typing.Callable[[typing.Sequence[str]], None]:
+    def check(names: typing.Sequence[str]) -> None:
+        if "image" not in names:
+            raise InputError(f"{source.uri}: no column image; it has: {', '.join(map(repr, names))}")
+
+    return check
+
+
+def _item(row: Row, base: str, defaults: Item, ignore: tuple[str, ...]) -> Item:
+    if row.problem:
+        raise InputError(row.problem)
+    values: Mapping[str, object] = values_of(row.values) if is_openai_line(row.values) else row.values
+    values = {name: value for name, value in values.items() if name not in ignore}
+    for name in ("image", "mask"):
+        if isinstance(value := values.get(name), str) and value:
+            values[name] = _located(value.strip(), base)
+    return item_of(values, row.line, defaults)
+
+
+def _located(uri: str, base: str) -> str:
+    """A relative path is one beside the manifest."""
+    if ":" in uri.split("/")[0] or uri.startswith("/"):
+        return uri
+    return f"{base}/{uri}"
+
+
+def _below_prefix(source: Source) -> Iterator[Item | Rejected]:
+    uri = source.uri.rstrip("/")
+    suffix = SUFFIXES[source.settings.output_format]
+    found = (one for one in open_folder(uri).versions() if PurePosixPath(one[0]).suffix.lower() in PICTURES)
+    for line, (name, version) in enumerate(found, 1):
+        item = Item(line, name, f"{uri}/{name}", source.instruction, "", source.settings, version=version)
+        yield dataclasses.replace(item, output=str(PurePosixPath(name).with_suffix(f".{suffix}")))
