@@ -9,7 +9,7 @@ FAMILY := ip2p/postcards/weights
 CORPUS := build/edit_corpus
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-unit lint bench weights clean
+.PHONY: help env demo demo-s3 test test-unit lint bench weights clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,15 @@ demo: $(STAMP)  ## pairs from a private Ray, a few training steps on them, an ed
 	$(BIN)/python -m ip2p edit --input "$(DEMO)/postcard.png" --edit "make it night" --seed 0 --quiet \
 		--output "$(DEMO)/edited.png" --compare "$(DEMO)/before_after.png"
 	@echo "look at:" && ls "$(DEMO)/contact_sheet.png" "$(DEMO)-training/grids/"* "$(DEMO)/before_after.png"
+
+demo-s3: $(STAMP)  ## a real S3 server, postcards into it, batch edits from it and back into it, their contact sheet
+	mkdir -p "$(DEMO)-s3"
+	$(BIN)/python -m cluster.local_s3 run -- sh -ec '\
+		"$(BIN)/python" -m ip2p postcard --seed 0 --manifest 24 --output s3://demo/in; \
+		"$(BIN)/python" jobs/batch_edit.py --manifest s3://demo/in/edits.jsonl --output s3://demo/edited \
+			--sheet "$(DEMO)-s3/contact_sheet.png"; \
+		"$(BIN)/python" -m ip2p batch-edit status s3://demo/edited'
+	@echo "look at:" && ls "$(DEMO)-s3/contact_sheet.png"
 
 test: $(STAMP)  ## all tests: the library, then Ray and real servers
 	$(BIN)/python -m pytest tests/unit

@@ -7,18 +7,12 @@ processes of that one and nothing else on the machine.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import signal
-import subprocess
 import sys
-import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import psutil
-
-from cluster import processes
 from cluster.autoscaling import Nodes
+from cluster.commands import run_command, signals_held, signals_unwind
 from cluster.head import Cluster, Size, clusters, environment, start, stop
 from ip2p.errors import InputError, Ip2pError
 
@@ -29,15 +23,13 @@ def run(command: Sequence[str], size: Size) -> int:
     A command that a signal ended gives 128 + signal, as in a shell. When this process is interrupted or asked to end,
     the command has 10 s to leave before the cluster goes.
     """
-    with _signals_unwind():
+    with signals_unwind():
         cluster = start(size)
         try:
-            with _child(command, cluster) as child:
-                code = child.wait()
+            return run_command(command, environment(cluster))
         finally:
-            with _signals_held():
+            with signals_held():
                 stop(cluster)
-    return code if code >= 0 else 128 - code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +52,7 @@ def _act(options: argparse.Namespace, command: list[str]) -> int:
             raise InputError("run: no command; write: python -m cluster.local run -- COMMAND")
         return run(command, _size(options))
     if options.action == "up":
-        with _signals_unwind():
+        with signals_unwind():
             print(_introduction(start(_size(options))))
     elif options.action == "down":
         for cluster in _named(options.folder, options.all):
@@ -125,45 +117,6 @@ def _table(found: list[Cluster]) -> str:
         state = "up" if cluster.alive else "dead"
         lines.append(f"{cluster.folder!s:<20} {cluster.pid:>8}  {state:<6} {cluster.dashboard}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def _child(command: Sequence[str], cluster: Cluster) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        child = subprocess.Popen(list(command), env=environment(cluster))
-    except OSError as error:
-        raise InputError(f"{command[0]}: cannot be run: {error.strerror}") from error
-    try:
-        yield child
-    finally:
-        with _signals_held():
-            processes.end([psutil.Process(child.pid)] if child.poll() is None else [], grace_s=10)
-            child.wait()
-
-
-def _exit_by_signal(number: int, frame: types.FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def _signals_unwind() -> Iterator[None]:
-    """TERM and HUP unwind the stack as Ctrl-C does, so that what was started is ended."""
-    before = {number: signal.signal(number, _exit_by_signal) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """A second Ctrl-C must not leave half of the processes behind: signals that come meanwhile wait for the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 if __name__ == "__main__":

@@ -76,6 +76,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--price-per-hour", type=float, default=0.0, help="of one worker's device, for the cost in summary.json")
     add("--via-serve", default="", metavar="URL", help="let this `ip2p serve` edit (key: IP2P_API_KEY)")
     add("--copy", action="store_true", help="edit nothing: what a batch costs beside the edits")
+    add("--sheet", metavar="FILE", help="put the contact sheet here too")
     add_output_flags(parser)
     return parser.parse_args(argv)
 
@@ -384,6 +385,8 @@ def finish(batch: Batch, seconds: float) -> int:
     sheet = contact_sheet(folder, lines_of(batch.source, batch.model, batch.records))
     if sheet is not None:
         folder.write(SHEET, sheet)
+        if batch.args.sheet:
+            open_folder(str(Path(batch.args.sheet).parent)).write(Path(batch.args.sheet).name, sheet)
     batch.usage.seconds = round(seconds, 1)
     summary = {**batch.counts(), **usage_of(batch)}
     folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+from collections.abc import Iterator
 
 HELP = """Draw a postcard, a sheet of them, or edits with their exact answers.
 
@@ -11,36 +11,47 @@ HELP = """Draw a postcard, a sheet of them, or edits with their exact answers.
   ip2p postcard --seed 0 --sheet 48 --output sheet.png
   ip2p postcard --seed 0 --edits 12 --output edits.png
   ip2p postcard --seed 0 --triplets 5000 --output triplets.jsonl     # for jobs/datagen.py --triplets and ip2p invert
+  ip2p postcard --seed 0 --manifest 24 --output s3://bucket/in       # pictures and edits.jsonl, for jobs/batch_edit.py
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="which postcard; the first of a sheet (default 0)")
-    parser.add_argument("--output", type=Path, required=True, help="PNG (or .jsonl) file to write")
+    parser.add_argument("--output", required=True, help="PNG (or .jsonl) file to write; of --manifest a folder")
     parser.add_argument("--size", type=int, default=None, help="pixels a side (default 512; on sheets 96)")
     parser.add_argument("--sheet", type=int, default=0, metavar="N", help="draw N postcards on one sheet")
     parser.add_argument("--edits", type=int, default=0, metavar="N", help="draw N postcards beside their edits")
     parser.add_argument(
         "--triplets", type=int, default=0, metavar="N", help="write N edits in words and the way back of each (.jsonl)"
     )
+    parser.add_argument(
+        "--manifest", type=int, default=0, metavar="N", help="draw N postcards and write what to edit (a folder)"
+    )
     parser.add_argument("--quiet", action="store_true", help="do not print the captions")
 
 
 def run(args: argparse.Namespace) -> int:
     from ip2p.errors import InputError
-    from ip2p.storage import LocalFolder
+    from ip2p.storage import open_folder
 
     if args.size is not None and not 16 <= args.size <= 2048:
         raise InputError(f"--size must be 16 to 2048 pixels, got {args.size}")
-    wanted = (args.sheet, args.edits, args.triplets)
+    wanted = (args.sheet, args.edits, args.triplets, args.manifest)
     if min(wanted) < 0 or sum(number > 0 for number in wanted) > 1:
-        raise InputError("--sheet, --edits and --triplets take a positive number, and only one of them may be given")
+        names = "--sheet, --edits, --triplets and --manifest"
+        raise InputError(f"{names} take a positive number, and only one of them may be given")
+    if args.manifest:
+        for name, data in _manifest(args.manifest, args.seed, args.size or 64):
+            open_folder(args.output).write(name, data)
+        return 0
+    place, _, file = args.output.rpartition("/")
+    folder = open_folder(place or ("/" if args.output.startswith("/") else "."))
     if args.triplets:
-        LocalFolder(args.output.parent).write(args.output.name, _triplets(args.triplets, args.seed))
+        folder.write(file, _triplets(args.triplets, args.seed))
         return 0
     size = args.size or (96 if args.sheet or args.edits else 512)
     pictures, lines = _drawn(args.seed, size, args.sheet, args.edits)
-    LocalFolder(args.output.parent).write(args.output.name, _tiled(pictures, 2 if args.edits else 8))
+    folder.write(file, _tiled(pictures, 2 if args.edits else 8))
     if not args.quiet:
         print("\n".join(lines))
     return 0
@@ -59,6 +70,26 @@ def _triplets(count: int, seed: int) -> bytes:
         there[-1]["task"] = example.task
         back.append(dict(zip(names, (example.edited_caption, words_back, example.caption), strict=True)))
     return "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
+
+
+def _manifest(count: int, seed: int, size: int) -> Iterator[tuple[str, bytes]]:
+    """Files of a batch: pictures, then the manifest of what to do with them."""
+    import json
+
+    import numpy as np
+
+    from ip2p.images import encode_image
+    from ip2p.postcards.grammar import sample_example
+    from ip2p.postcards.renderer import render
+    from ip2p.postcards.scene import sample_scene
+
+    rows = []
+    for number in range(seed, seed + count):
+        rng = np.random.default_rng(number)
+        example = sample_example(sample_scene(rng, held_out=None), rng)
+        yield f"postcard-{number}.png", encode_image(render(example.scene, size))
+        rows.append({"id": str(number), "image": f"postcard-{number}.png", "instruction": example.instruction})
+    yield "edits.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
 
 
 def _drawn(seed: int, size: int, sheet: int, edits: int):  # type: ignore[no-untyped-def]
