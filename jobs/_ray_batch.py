@@ -21,7 +21,7 @@ import ray
 
 from ip2p.batch.attempts import note_attempt
 from ip2p.batch.chunk_worker import ChunkDone, ChunkWorker, Editing
-from ip2p.batch.failures import ATTEMPTS
+from ip2p.batch.failures import ATTEMPTS, through_outages
 from ip2p.batch.item import Item
 from ip2p.batch.records import FAILED, write_part
 from ip2p.errors import DeviceError, Ip2pError, JobError
@@ -193,8 +193,8 @@ class Pool:
         while len(self.members) < target:
             actor = self._class.remote(self.setup)
             self.members.append(Member(actor, actor.ready.remote()))
-        for member in self.members[::-1]:
-            if len(self.members) > target and not member.chunks and member.since is not None:
+        for member in sorted(self.members, key=lambda one: one.since is not None):  # those not ready yet go first
+            if len(self.members) > target and not member.chunks:
                 self._retire(member)
         now = (len(self.members), sum(member.since is not None for member in self.members))
         if now != self._told:
@@ -274,7 +274,7 @@ class Pool:
                 self._waiting += [Chunk([item], [tried], look_first=True, suspect=True) for item, tried in pairs]
             return
         item, tried = chunk.items[0], chunk.attempts[0] + DEATH_COUNTS
-        note_attempt(self.folder, item.key(self.setup.model), tried)
+        self._through(lambda: note_attempt(self.folder, item.key(self.setup.model), tried))
         self._waiting.append(dataclasses.replace(chunk, attempts=[tried]))
 
     def _given_up(self, chunk: Chunk) -> ChunkDone | None:
@@ -285,5 +285,9 @@ class Pool:
         error = {"code": "worker_died", "message": "its worker died over it again and again", "stage": "edit"}
         said = {"key": item.key(self.setup.model), "id": item.id, "line": item.line, "image": item.image}
         more = {"instruction": item.instruction, "output": item.output, "attempts": chunk.attempts[0]}
-        write_part(self.folder, item.line, [{**said, **more, "status": FAILED, "error": error}])
+        record = {**said, **more, "status": FAILED, "error": error}
+        self._through(lambda: write_part(self.folder, item.line, [record]))
         return ChunkDone(failed=1, reasons={"worker_died": 1})
+
+    def _through(self, action: Callable[[], object]) -> None:
+        through_outages(action, self.setup.outage_s)

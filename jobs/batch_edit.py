@@ -15,6 +15,7 @@ can be a manifest again); 1: stopped by an error.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import math
@@ -23,13 +24,13 @@ import secrets
 import sys
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.errors import InputError, JobError
+from ip2p.errors import InputError, JobError, StorageError
 from ip2p.storage import Folder, open_folder
 from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
@@ -41,6 +42,7 @@ if typing.TYPE_CHECKING:
     from ip2p.batch.report import Durations, Usage
     from jobs._ray_batch import Chunk, Pool, WorkerSetup
 
+T = typing.TypeVar("T")
 JOB, PROBE = "_job/job.json", "_job/probe"
 STATUS_EVERY_S = 5.0
 FAILURES_COUNT_FROM = 200  # items, before a rate of failures says anything
@@ -144,16 +146,24 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(json.dumps(batch.counts()) if args.json else f"{batch.lines} lines, {batch.rejected} rejected")
             return 3 if batch.rejected else 0
-        probe(folder)
         lease = Lease(folder)
-        lease.acquire(lambda text: print(text, file=sys.stderr, flush=True))
+        patiently(args, lambda: probe(folder))
+        patiently(args, lambda: lease.acquire(lambda text: print(text, file=sys.stderr, flush=True)))
         try:
-            take_up(batch, lease.fence)
+            patiently(args, lambda: take_up(batch, lease.fence))
             if batch.todo:
                 work_on(batch, lease)
-            return finish(batch, time.monotonic() - started)
+            return patiently(args, lambda: finish(batch, time.monotonic() - started))
         finally:
-            lease.release()
+            with contextlib.suppress(StorageError):
+                lease.release()
+
+
+def patiently(args: argparse.Namespace, action: Callable[[], T]) -> T:
+    """``action``, again while the store is away."""
+    from ip2p.batch.failures import through_outages
+
+    return through_outages(action, args.outage)
 
 
 def checked(args: argparse.Namespace) -> tuple[Source, Folder, str]:
@@ -186,6 +196,8 @@ def checked(args: argparse.Namespace) -> tuple[Source, Folder, str]:
         ids = check_edit_model(args.ckpt)
     args.output = located(args.output)
     uri = located(args.prefix or args.manifest)
+    if args.prefix and f"{args.output.rstrip('/')}/".startswith(f"{uri.rstrip('/')}/"):
+        raise InputError("--output lies below --prefix, so that results would be edited again; choose another")
     instruction = " ".join(args.instruction.split())
     source = Source(uri, bool(args.prefix), dataclasses.replace(settings), instruction, tuple(args.ignore))
     return source, open_folder(args.output), model_id(ids, args.dtype, args.rows_per_call)
@@ -235,6 +247,7 @@ def take_up(batch: Batch, fence: int) -> None:
     batch.records.load(batch.folder)
     batch.attempts = load_attempts(batch.folder)
     batch.look_first = fence > 1
+    batch.done_before = batch.failed_before = 0
     for entry in entries(batch.source):
         if isinstance(entry, Item):
             status = batch.records.status(entry.key(batch.model))
@@ -293,7 +306,8 @@ def work_on(batch: Batch, lease: typing.Any) -> None:
             for done in pool.run(chunks_of(batch)):
                 lease.check()
                 add(batch, done)
-                progress.tell(done.done + done.failed, failed=batch.failed, workers=len(pool.members))
+                if done.done or done.failed:
+                    progress.tell(done.done + done.failed, failed=batch.failed, workers=len(pool.members))
                 check_failures(batch)
                 if time.monotonic() - told > STATUS_EVERY_S:
                     told = time.monotonic()
@@ -362,11 +376,12 @@ def check_failures(batch: Batch) -> None:
 
 
 def write_status(batch: Batch, pool: Pool, eta_s: float | None) -> None:
-    """For `ip2p batch-edit status`."""
+    """For `ip2p batch-edit status`; the job does without where the store is away."""
     from ip2p.batch.report import STATUS
 
     now = {**batch.counts(), "eta_s": eta_s and round(eta_s), "workers": len(pool.members), "reasons": batch.reasons}
-    batch.folder.write(STATUS, json.dumps({**now, "row_evals": pool.row_evals, "at": int(time.time())}).encode())
+    with contextlib.suppress(StorageError):
+        batch.folder.write(STATUS, json.dumps({**now, "row_evals": pool.row_evals, "at": int(time.time())}).encode())
 
 
 def tell_pool(batch: Batch, began: float, members: int, ready: int) -> None:

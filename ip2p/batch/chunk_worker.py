@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from ip2p.batch.attempts import note_attempt
-from ip2p.batch.failures import ATTEMPTS, AWAY, FATAL, OWN, Failure, failure_of, meaning_of, wait_s
+from ip2p.batch.failures import ATTEMPTS, FATAL, OWN, Failure, failure_of, meaning_of, through_outages, wait_s
 from ip2p.batch.item import Item
 from ip2p.batch.records import DONE, FAILED, Record, write_part
 from ip2p.editing.edit_request import EditRequest
@@ -104,7 +104,7 @@ class ChunkWorker:
         before = attempts or [0] * len(items)
         try:
             records = list(self._threads.map(self._one, items, before, [look_first] * len(items)))
-            self._patiently(lambda: write_part(self.output, number, records), "write", None)
+            self._through(lambda: write_part(self.output, number, records))
         except Exception:
             self._stopped.set()
             raise
@@ -204,31 +204,28 @@ class ChunkWorker:
 
     # ---- trying again
 
-    def _patiently(self, action: Callable[[], T], stage: str, tries: Tries | None) -> T:
+    def _patiently(self, action: Callable[[], T], stage: str, tries: Tries) -> T:
         """``action``, again where its error may pass. Raises ItemFailedError where only this item cannot be done."""
-        away_since: float | None = None
-        turns = 0
         while not self._stopped.is_set():
             try:
-                return action()
+                return self._through(action)
             except Exception as error:
-                meaning = FATAL if tries is None and not isinstance(error, StorageError) else meaning_of(error, stage)
-                turns += 1
-                away_since = away_since or time.monotonic()
+                meaning = meaning_of(error, stage)
                 if meaning == FATAL:
                     raise
-                if meaning == AWAY:
-                    if time.monotonic() - away_since > self.outage_s:
-                        raise JobError(f"gave up after {self.outage_s:g} s: {error}") from error
-                elif tries is None:
-                    raise
-                else:
-                    tries.count += 1
-                    if meaning == OWN or tries.count >= ATTEMPTS:
-                        raise ItemFailedError(failure_of(error, stage), tries.count) from error
-                    note_attempt(self.output, tries.key, tries.count)
-            self._stopped.wait(wait_s(turns))
+                tries.count += 1
+                if meaning == OWN or tries.count >= ATTEMPTS:
+                    raise ItemFailedError(failure_of(error, stage), tries.count) from error
+                self._through(lambda: note_attempt(self.output, tries.key, tries.count))
+            self._stopped.wait(wait_s(tries.count))
         raise JobError("the job was stopped")
+
+    def _through(self, action: Callable[[], T]) -> T:
+        return through_outages(action, self.outage_s, self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise JobError("the job was stopped")
 
 
 @dataclass

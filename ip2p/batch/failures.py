@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ip2p.errors import CheckpointError, DeviceError, EditError, InputError, PictureError, StorageError
+from ip2p.errors import CheckpointError, DeviceError, EditError, InputError, JobError, PictureError, StorageError
 
-OWN, PASSING, AWAY, FATAL = "own", "passing", "away", "fatal"
+T = typing.TypeVar("T")
+
+OWN, PASSING, FATAL = "own", "passing", "fatal"
 ATTEMPTS = 5
 """Of an item whose error may pass."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
@@ -24,15 +28,15 @@ class Failure:
 
 
 def meaning_of(error: Exception, stage: str) -> str:
-    """OWN: the item will never do. PASSING: try again, ATTEMPTS times. AWAY: try again, the item is not to blame.
-    FATAL: every other item would fail like this."""
+    """OWN: the item will never do. PASSING: try again, ATTEMPTS times. FATAL: every other item would fail like this.
+
+    A store that is away is not looked at here (``through_outages``): no item is to blame.
+    """
     if isinstance(error, StorageError):
-        if error.kind == "away":
-            return AWAY
         if error.kind in ("refused", "full") or stage == "write":
             return FATAL
         return OWN if error.kind in ("missing", "denied") else PASSING
-    if isinstance(error, DeviceError):
+    if isinstance(error, DeviceError | JobError):
         return FATAL
     if isinstance(error, InputError | CheckpointError):
         return OWN
@@ -53,6 +57,23 @@ def failure_of(error: Exception, stage: str) -> Failure:
         code = "internal_error"
     message = str(error) if str(error) else type(error).__name__
     return Failure(code, message if code != "internal_error" else f"{type(error).__name__}: {message}", stage)
+
+
+def through_outages(action: Callable[[], T], outage_s: float, wait: Callable[[float], object] = time.sleep) -> T:
+    """``action``, again while the store is away, ``outage_s`` seconds long; then raises JobError."""
+    since: float | None = None
+    turns = 0
+    while True:
+        try:
+            return action()
+        except StorageError as error:
+            if error.kind != "away":
+                raise
+            turns += 1
+            since = since or time.monotonic()
+            if time.monotonic() - since > outage_s:
+                raise JobError(f"gave up after {outage_s:g} s: {error}") from error
+        wait(wait_s(turns))
 
 
 def wait_s(tries: int, uniform: Callable[[], float] = random.random) -> float:

@@ -45,6 +45,7 @@ class Records:
     def __init__(self) -> None:
         self._place = tempfile.TemporaryDirectory(prefix="ip2p-batch-")
         self._table = sqlite3.connect(Path(self._place.name) / "records")
+        self._read: set[str] = set()  # names of parts
         self._table.execute("pragma journal_mode = off")
         self._table.execute("pragma synchronous = off")
         self._table.execute("create table records (key text primary key, status text, attempts int, record text)")
@@ -57,8 +58,9 @@ class Records:
         self._place.cleanup()
 
     def load(self, folder: Folder, progress: Callable[[int], object] = lambda parts: None) -> int:
-        """Read all parts of ``folder``; how many there are. Raises DatasetError for one that is damaged."""
-        names = folder.list(PARTS)
+        """Read all parts of ``folder`` that were not read before; how many. Raises DatasetError for a damaged one."""
+        names = [name for name in folder.list(PARTS) if name not in self._read]
+        self._read.update(names)
         with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(names), 8 * READERS):
                 window = names[start : start + 8 * READERS]
@@ -69,7 +71,11 @@ class Records:
 
     def add(self, records: Iterable[Record]) -> None:
         rows = ((one["key"], one["status"], one.get("attempts", 0), json.dumps(one)) for one in records)
-        self._table.executemany("insert or replace into records values (?, ?, ?, ?)", rows)
+        self._table.executemany(
+            "insert into records values (?, ?, ?, ?) on conflict (key) do update set status = excluded.status, "
+            "attempts = excluded.attempts, record = excluded.record where records.status != 'done'",
+            rows,
+        )
 
     def status(self, key: str) -> str:
         """done, failed, or empty where there is no record."""
