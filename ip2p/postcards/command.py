@@ -12,6 +12,7 @@ HELP = """Draw a postcard, a sheet of them, or edits with their exact answers.
   ip2p postcard --seed 0 --edits 12 --output edits.png
   ip2p postcard --seed 0 --triplets 5000 --output triplets.jsonl     # for jobs/datagen.py --triplets and ip2p invert
   ip2p postcard --seed 0 --manifest 24 --output s3://bucket/in       # pictures and edits.jsonl, for jobs/batch_edit.py
+  ip2p postcard --seed 0 --restorations 60000 --output out/restorations    # a run to train on before painted pairs
 """
 
 
@@ -27,6 +28,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifest", type=int, default=0, metavar="N", help="draw N postcards and write what to edit (a folder)"
     )
+    parser.add_argument(
+        "--restorations",
+        type=int,
+        default=0,
+        metavar="N",
+        help="write a run of N drawings with a patch gone (a folder)",
+    )
     parser.add_argument("--quiet", action="store_true", help="do not print the captions")
 
 
@@ -36,14 +44,16 @@ def run(args: argparse.Namespace) -> int:
 
     if args.size is not None and not 16 <= args.size <= 2048:
         raise InputError(f"--size must be 16 to 2048 pixels, got {args.size}")
-    wanted = (args.sheet, args.edits, args.triplets, args.manifest)
+    wanted = (args.sheet, args.edits, args.triplets, args.manifest, args.restorations)
     if min(wanted) < 0 or sum(number > 0 for number in wanted) > 1:
-        names = "--sheet, --edits, --triplets and --manifest"
+        names = "--sheet, --edits, --triplets, --manifest and --restorations"
         raise InputError(f"{names} take a positive number, and only one of them may be given")
     if args.manifest:
         for name, data in _manifest(args.manifest, args.seed, args.size or 64):
             open_folder(args.output).write(name, data)
         return 0
+    if args.restorations:
+        return _restorations(args.restorations, args.seed, args.output, args.quiet)
     place, _, file = args.output.rpartition("/")
     folder = open_folder(place or ("/" if args.output.startswith("/") else "."))
     if args.triplets:
@@ -70,6 +80,20 @@ def _triplets(count: int, seed: int) -> bytes:
         there[-1]["task"] = example.task
         back.append(dict(zip(names, (example.edited_caption, words_back, example.caption), strict=True)))
     return "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
+
+
+def _restorations(count: int, first: int, output: str, quiet: bool) -> int:
+    from tqdm import tqdm
+
+    from ip2p.dataset.imported import write_imported_run
+    from ip2p.postcards.restorations import restorations
+    from ip2p.storage import open_folder
+
+    with tqdm(total=count, unit=" drawings", disable=True if quiet else None) as bar:
+        source = {"format": "restoration", "source": f"drawings {first} to {first + count - 1}"}
+        report = write_imported_run(restorations(first, count), open_folder(output), source, bar.update)
+    print(f"{output}: {report.pairs} pairs")
+    return 0
 
 
 def _manifest(count: int, seed: int, size: int) -> Iterator[tuple[str, bytes]]:
