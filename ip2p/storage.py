@@ -7,6 +7,7 @@ changes when its content does (S3: ETag; local: time and size). Endpoints and ke
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -281,6 +282,33 @@ class S3Folder:
         while page := self._call("list", prefix, lambda: next(pages, None)):
             for item in page.get("Contents", ()):
                 yield item["Key"][skip:], item["ETag"].strip('"')
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """All names, each with its bytes."""
+        pages = iter(self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key("")))
+        while page := self._call("list", "", lambda: next(pages, None)):
+            for one in page.get("Contents", ()):
+                yield one["Key"][len(self._key("")) :], int(one["Size"])
+
+    @contextmanager
+    def opened(self, name: str, start: int, version: str) -> Iterator[tuple[typing.Any, int, int, str]]:
+        """A stream, the byte it begins at (0 where the object is no longer of ``version``), all bytes, its version."""
+        from botocore.exceptions import ClientError
+
+        def get() -> typing.Any:
+            if start and version:
+                try:
+                    asked = {"Range": f"bytes={start}-", "IfMatch": f'"{version}"'}
+                    return self.client.get_object(Bucket=self.bucket, Key=self._key(name), **asked)
+                except ClientError as error:
+                    if error.response["ResponseMetadata"]["HTTPStatusCode"] not in (412, 416):
+                        raise
+            return self.client.get_object(Bucket=self.bucket, Key=self._key(name))
+
+        answer = self._call("read", name, get)
+        begin = start if "ContentRange" in answer else 0
+        with contextlib.closing(answer["Body"]) as body:
+            yield body, begin, begin + answer["ContentLength"], answer["ETag"].strip('"')
 
     def read_versioned(self, name: str) -> tuple[bytes, str]:
         def get() -> tuple[bytes, str]:
