@@ -236,9 +236,24 @@ def _unpickled(path: Path) -> typing.Any:
     try:
         with torch.serialization.safe_globals([(_Named, callback)]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # torch's reader raises many kinds
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(f"{path}: cannot be read as tensors only ({reason}); {FETCH_AGAIN}") from error
+    except Exception as error:  # torch's reader raises many kinds, and one advises to run the file's code
+        raise CheckpointError(f"{path}: cannot be read as tensors only: {_found_in(path, error)}") from error
+
+
+def _found_in(path: Path, error: Exception) -> str:
+    """What the file is, as far as its first bytes and torch's error say, and what to do."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(64)
+    if not size:
+        return f"found an empty file; {FETCH_AGAIN}"
+    if start.lstrip()[:1] in (b"<", b"{") or b"html" in start.lower():
+        return f"found text that begins with {start[:24].decode(errors='replace')!r}; {FETCH_AGAIN}"
+    if start.startswith(b"PK") and not zipfile.is_zipfile(path):
+        return f"found {size} bytes of a file that was cut short; {FETCH_AGAIN}"
+    if named := re.search(r"GLOBAL (\S+)", str(error)):
+        return f"found {named[1]}, which could run code; take a file of tensors from a source that you trust"
+    return f"found {size} bytes that are no torch file, or a damaged one; {FETCH_AGAIN}"
 
 
 class _Named:
