@@ -22,6 +22,7 @@ COMMANDS = {
     "repeat": ("ip2p.dataset.repeat_command", "ask the edits of a run again: nothing is left to change"),
     "batch-edit": ("ip2p.batch.status_command", "say how far a batch of edits is"),
     "serve": ("serve.command", "serve edits over HTTP, with a page"),
+    "doctor": ("ip2p.doctor.command", "look for what would go wrong, and say what to do about it"),
     "weights": ("ip2p.models.weights_command", "fetch, verify, mirror and convert weights"),
     "verify": ("ip2p.dataset.verify_command", "check every file, row and picture of a run"),
 }
