@@ -22,6 +22,8 @@ from pathlib import Path
 
 from ip2p.errors import StorageError
 
+T = typing.TypeVar("T")
+
 
 class Folder(typing.Protocol):
     """What the project needs of a place to keep files. Names are relative, with ``/`` between parts."""
@@ -235,10 +237,7 @@ class S3Folder:
             raise _s3_error(verb, f"s3://{self.bucket}/{self._key(name)}", error) from error
 
     def read(self, name: str) -> bytes:
-        def get() -> bytes:
-            return self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"].read()
-
-        return typing.cast(bytes, self._call("read", name, get))
+        return self.read_versioned(name)[0]
 
     def download(self, name: str, stream: typing.BinaryIO) -> None:
         """Copy an object into ``stream`` piece by piece."""
@@ -246,8 +245,9 @@ class S3Folder:
         def copy() -> None:
             stream.seek(0)
             stream.truncate()
-            body = self.client.get_object(Bucket=self.bucket, Key=self._key(name))["Body"]
-            shutil.copyfileobj(body, stream, 2**20)
+            answer = self.client.get_object(Bucket=self.bucket, Key=self._key(name))
+            shutil.copyfileobj(answer["Body"], stream, 2**20)
+            self._whole(name, answer, stream.tell(), None)
 
         self._call("read", name, copy)
 
@@ -308,14 +308,29 @@ class S3Folder:
         answer = self._call("read", name, get)
         begin = start if "ContentRange" in answer else 0
         with contextlib.closing(answer["Body"]) as body:
-            yield body, begin, begin + answer["ContentLength"], answer["ETag"].strip('"')
+            yield body, begin, begin + answer["ContentLength"], self._version(name, answer)
 
     def read_versioned(self, name: str) -> tuple[bytes, str]:
         def get() -> tuple[bytes, str]:
             answer = self.client.get_object(Bucket=self.bucket, Key=self._key(name))
-            return answer["Body"].read(), answer["ETag"].strip('"')
+            data = answer["Body"].read()
+            return self._whole(name, answer, len(data), data), self._version(name, answer)
 
         return typing.cast(tuple[bytes, str], self._call("read", name, get))
+
+    def _whole(self, name: str, answer: typing.Any, found: int, data: T) -> T:
+        """An answer that was cut inside its headers looks like a short one."""
+        if answer.get("ContentLength") != found:
+            raise self._cut(name)
+        return data
+
+    def _version(self, name: str, answer: typing.Any) -> str:
+        if not answer.get("ETag"):
+            raise self._cut(name)
+        return str(answer["ETag"]).strip('"')
+
+    def _cut(self, name: str) -> StorageError:
+        return StorageError(f"s3://{self.bucket}/{self._key(name)}: the answer was cut short; try again", "away")
 
     def write_if(self, name: str, data: bytes, version: str | None = None) -> str | None:
         from botocore.exceptions import ClientError
@@ -330,7 +345,7 @@ class S3Folder:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
                     return None
                 raise
-            return str(answer["ETag"]).strip('"')
+            return self._version(name, answer)
 
         return typing.cast("str | None", self._call("write", name, put))
 
@@ -378,7 +393,7 @@ WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "In
 
 
 def _s3_error(verb: str, where: str, error: Exception) -> StorageError:
-    response = getattr(error, "response", {})
+    response = getattr(error, "response", None) or {}
     code = response.get("Error", {}).get("Code", "")
     if code in ("NoSuchKey", "404"):
         return StorageError(f"{where}: no such object", "missing")

@@ -48,6 +48,7 @@ class WorkerSetup:
     only_copy: bool = False
     device: str = "cpu"
     threads: int = 1
+    fence: int = 1
     window: int = 32
     max_pixels: int = 16_000_000
     outage_s: float = 600.0
@@ -64,8 +65,8 @@ class WorkerSetup:
 
     def worker(self) -> ChunkWorker:
         return ChunkWorker(
-            open_folder(self.output), self.model, self.editing(), window=self.window, max_pixels=self.max_pixels,
-            outage_s=self.outage_s, allowed=self.allowed,
+            open_folder(self.output), self.model, self.editing(), fence=self.fence, window=self.window,
+            max_pixels=self.max_pixels, outage_s=self.outage_s, allowed=self.allowed,
         )  # fmt: skip
 
 
@@ -286,7 +287,7 @@ class Pool:
         said = {"key": item.key(self.setup.model), "id": item.id, "line": item.line, "image": item.image}
         more = {"instruction": item.instruction, "output": item.output, "attempts": chunk.attempts[0]}
         record = {**said, **more, "status": FAILED, "error": error}
-        self._through(lambda: write_part(self.folder, item.line, [record]))
+        self._through(lambda: write_part(self.folder, self.setup.fence, item.line, [record]))
         return ChunkDone(failed=1, reasons={"worker_died": 1})
 
     def _through(self, action: Callable[[], object]) -> None:

@@ -22,6 +22,7 @@ import math
 import os
 import secrets
 import sys
+import tempfile
 import time
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from ip2p.batch.places import JOB, PROBE, SHEET, STATUS, SUMMARY
 from ip2p.errors import InputError, JobError, StorageError
 from ip2p.storage import Folder, open_folder
 from jobs._command import add_output_flags, ended, located, size_range
@@ -43,7 +45,6 @@ if typing.TYPE_CHECKING:
     from jobs._ray_batch import Chunk, Pool, WorkerSetup
 
 T = typing.TypeVar("T")
-JOB, PROBE = "_job/job.json", "_job/probe"
 STATUS_EVERY_S = 5.0
 FAILURES_COUNT_FROM = 200  # items, before a rate of failures says anything
 SAID_LINES = 10
@@ -137,11 +138,13 @@ class Batch:
 
 def run(args: argparse.Namespace) -> int:
     from ip2p.batch.lease import Lease
+    from ip2p.batch.manifest import kept
     from ip2p.batch.records import Records
 
     started = time.monotonic()
-    source, folder, model = checked(args)
-    with Records() as records:
+    asked, folder, model = checked(args)
+    with Records() as records, tempfile.TemporaryDirectory(prefix="ip2p-batch-") as place:
+        source = patiently(args, lambda: kept(asked, Path(place)))
         batch = planned(args, source, folder, model, records)
         if args.dry_run:
             print(json.dumps(batch.counts()) if args.json else f"{batch.lines} lines, {batch.rejected} rejected")
@@ -226,15 +229,18 @@ def planned(args: argparse.Namespace, source: Source, folder: Folder, model: str
 
 def probe(folder: Folder) -> None:
     """Raise InputError where the store writes over what a condition protects: each output once could not be kept."""
-    name = f"{PROBE}-{secrets.token_hex(8)}"
+    name, mine = f"{PROBE}-{secrets.token_hex(8)}", secrets.token_bytes(8)
     try:
-        if folder.write_if(name, b"1") is None or folder.write_if(name, b"2") is not None:
+        # A write whose answer was lost is told as refused when it is tried again.
+        first = folder.write_if(name, mine) is not None or folder.read(name) == mine
+        if not first or folder.write_if(name, b"other") is not None:
             raise InputError(
                 f"{folder.uri}: this store does not honour conditional writes (If-None-Match), so two submissions "
                 "could overwrite each other; use one that does, or a local folder"
             )
     finally:
-        folder.delete(name)
+        with contextlib.suppress(StorageError):
+            folder.delete(name)
 
 
 def take_up(batch: Batch, fence: int) -> None:
@@ -291,7 +297,7 @@ def work_on(batch: Batch, lease: typing.Any) -> None:
     from jobs._ray_batch import Pool
 
     args = batch.args
-    setup, size, cpus, gpus = placed(args, batch.model)
+    setup, size, cpus, gpus = placed(args, batch.model, lease.fence)
     began = time.monotonic()
     told = 0.0
     with Progress(batch.lines - batch.rejected, "edits", batch.lines - batch.rejected - batch.todo, args.quiet,
@@ -332,7 +338,7 @@ class Wanted:
         return math.ceil(needed_s / left_s)
 
 
-def placed(args: argparse.Namespace, model: str) -> tuple[WorkerSetup, tuple[int, int], float, float]:
+def placed(args: argparse.Namespace, model: str, fence: int) -> tuple[WorkerSetup, tuple[int, int], float, float]:
     """What workers are told, how many there may be, and what each takes of the cluster."""
     import ray
 
@@ -350,7 +356,7 @@ def placed(args: argparse.Namespace, model: str) -> tuple[WorkerSetup, tuple[int
         args.output, model, args.ckpt, args.dtype, args.rows_per_call, args.via_serve,
         os.environ.get("IP2P_API_KEY", ""), args.copy, device_of(gpus),
         # One thread on a CPU: the order of arithmetic then never depends on how many cores a machine has.
-        threads=0 if gpus else 1,
+        threads=0 if gpus else 1, fence=fence,
         max_pixels=args.max_pixels, outage_s=args.outage, allowed=tuple(args.allow),
     )  # fmt: skip
     return setup, size, 1.0, gpus
@@ -377,8 +383,6 @@ def check_failures(batch: Batch) -> None:
 
 def write_status(batch: Batch, pool: Pool, eta_s: float | None) -> None:
     """For `ip2p batch-edit status`; the job does without where the store is away."""
-    from ip2p.batch.report import STATUS
-
     now = {**batch.counts(), "eta_s": eta_s and round(eta_s), "workers": len(pool.members), "reasons": batch.reasons}
     with contextlib.suppress(StorageError):
         batch.folder.write(STATUS, json.dumps({**now, "row_evals": pool.row_evals, "at": int(time.time())}).encode())
@@ -392,7 +396,7 @@ def tell_pool(batch: Batch, began: float, members: int, ready: int) -> None:
 
 def finish(batch: Batch, seconds: float) -> int:
     """Write the reports (summary last: it says that the run is finished), and say what came of it."""
-    from ip2p.batch.report import SHEET, STATUS, SUMMARY, contact_sheet, lines_of, write_lines
+    from ip2p.batch.report import contact_sheet, lines_of, write_lines
 
     folder = batch.folder
     batch.records.load(folder)

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 
+from ip2p.batch.places import ATTEMPTS
 from ip2p.storage import Folder
-
-ATTEMPTS = "_job/attempts/"
 
 
 def note_attempt(folder: Folder, key: str, count: int) -> None:

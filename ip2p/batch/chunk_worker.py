@@ -83,15 +83,18 @@ class ChunkWorker:
         model: str,
         editing: Editing,
         *,
+        fence: int = 1,
         window: int = WINDOW,
         max_pixels: int = MAX_PIXELS,
         outage_s: float = OUTAGE_S,
         allowed: tuple[str, ...] = (),
     ):
         self.output, self.model, self.editing = output, model, editing
-        self.max_pixels, self.outage_s, self.allowed = max_pixels, outage_s, allowed
+        self.fence, self.max_pixels, self.outage_s, self.allowed = fence, max_pixels, outage_s, allowed
         self._threads = ThreadPoolExecutor(window, "ip2p-batch-item")
         self._stopped = threading.Event()
+        self._reason: Exception = JobError("the job was stopped")
+        self._lock = threading.Lock()
 
     def run(
         self, number: int, items: Sequence[Item], attempts: Sequence[int] = (), look_first: bool = False
@@ -104,10 +107,13 @@ class ChunkWorker:
         before = attempts or [0] * len(items)
         try:
             records = list(self._threads.map(self._one, items, before, [look_first] * len(items)))
-            self._through(lambda: write_part(self.output, number, records))
-        except Exception:
-            self._stopped.set()
-            raise
+            self._through(lambda: write_part(self.output, self.fence, number, records))
+        except Exception as error:
+            with self._lock:
+                if not self._stopped.is_set():
+                    self._reason = error
+                self._stopped.set()
+            raise self._reason from error
         return self._counted(records)
 
     def close(self) -> None:
@@ -218,14 +224,14 @@ class ChunkWorker:
                     raise ItemFailedError(failure_of(error, stage), tries.count) from error
                 self._through(lambda: note_attempt(self.output, tries.key, tries.count))
             self._stopped.wait(wait_s(tries.count))
-        raise JobError("the job was stopped")
+        raise self._reason
 
     def _through(self, action: Callable[[], T]) -> T:
         return through_outages(action, self.outage_s, self._pause)
 
     def _pause(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
-            raise JobError("the job was stopped")
+            raise self._reason
 
 
 @dataclass

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ip2p.batch.places import is_taken
 from ip2p.errors import InputError
 from ip2p.images import FORMATS
 from ip2p.seeds import derive_seed, stable_id
@@ -19,8 +20,6 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_SCALE = 1000.0
 MAX_CHARACTERS = 1000
-RESERVED = "_job/"
-"""Where a batch keeps its own files in the output folder."""
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 NUMERICS = 1
 """To be raised when the same request would give other bytes than before."""
@@ -151,8 +150,10 @@ def _picture(name: str, value: object) -> str:
 def _output(name: str, value: object) -> str:
     key = _text(name, value)
     parts = key.split("/")
-    if key.startswith(("/", RESERVED)) or "" in parts or ".." in parts or "." in parts or len(key.encode()) > 900:
-        raise InputError(f"{name}: {key[:80]!r} is no name inside the output folder (and not below {RESERVED})")
+    if key.startswith("/") or "" in parts or ".." in parts or "." in parts or len(key.encode()) > 900:
+        raise InputError(f"{name}: {key[:80]!r} is no name inside the output folder")
+    if is_taken(key):
+        raise InputError(f"{name}: {key[:80]!r} is a name that the job's own files have; choose another")
     return key
 
 

@@ -17,10 +17,10 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
+from ip2p.batch.places import LEASE
 from ip2p.errors import JobError, StorageError
 from ip2p.storage import Folder
 
-LEASE = "_job/lease.json"
 HELD_S = 20.0
 """A lease that was not renewed for so long is free."""
 RENEW_S = 5.0

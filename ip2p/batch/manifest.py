@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import shutil
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,11 +17,14 @@ from pathlib import Path, PurePosixPath
 
 from ip2p.batch.item import SUFFIXES, EditSettings, Item, item_of
 from ip2p.batch.openai_lines import is_openai_line, values_of
+from ip2p.batch.places import is_taken
 from ip2p.errors import InputError
 from ip2p.row_files import Row, Wanted, read_rows
-from ip2p.storage import open_folder
+from ip2p.storage import open_file, open_folder
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+TOLD = ("error", "attempts")
+"""What failed.jsonl says beside the row, so that it is a manifest too."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,24 @@ class Source:
     settings: EditSettings = field(default_factory=EditSettings)  # where a line names none
     instruction: str = ""  # likewise
     ignore: tuple[str, ...] = ()  # fields of a manifest that are not looked at
+    copy: str = ""  # local file to read in place of ``uri``
+
+
+def kept(source: Source, place: Path) -> Source:
+    """``source`` as it is now, copied into the local folder ``place``: later readings need no store and find no other.
+
+    Raises StorageError where it cannot be read.
+    """
+    copy = place / f"manifest{PurePosixPath(source.uri).suffix.lower() if not source.is_prefix else '.jsonl'}"
+    if source.is_prefix:
+        listed = open_folder(source.uri.rstrip("/")).versions()
+        with copy.open("w") as file:
+            for name, version in listed:
+                file.write(json.dumps([name, version]) + "\n")
+    else:
+        with open_file(source.uri) as whole, copy.open("wb") as file:
+            shutil.copyfileobj(whole, file, 2**20)
+    return dataclasses.replace(source, copy=str(copy))
 
 
 def entries(source: Source) -> Iterator[Item | Rejected]:
@@ -60,7 +83,7 @@ def answers_openai(source: Source) -> bool:
     """Whether the manifest holds OpenAI's batch lines, by its first one."""
     if source.is_prefix or not source.uri.endswith((".jsonl", ".json")):
         return False
-    return any(is_openai_line(row.values) for row in _first(read_rows(source.uri, Wanted())))
+    return any(is_openai_line(row.values) for row in _first(_rows(source, Wanted())))
 
 
 def _first(rows: Iterator[Row]) -> list[Row]:
@@ -72,12 +95,20 @@ def _first(rows: Iterator[Row]) -> list[Row]:
 def _of_manifest(source: Source) -> Iterator[Item | Rejected]:
     base = source.uri.rpartition("/")[0] if "://" in source.uri else str(Path(source.uri).absolute().parent)
     defaults = Item(0, "", "", source.instruction, "", source.settings)
-    for row in read_rows(source.uri, Wanted(check=_check_columns(source), text_column="image")):
+    for row in _rows(source, Wanted(check=_check_columns(source), text_column="image")):
         try:
             yield _item(row, base, defaults, source.ignore)
         except InputError as error:
             id_ = row.values.get("custom_id", row.values.get("id", ""))
             yield Rejected(row.line, str(error), id_ if isinstance(id_, str) else "")
+
+
+def _rows(source: Source, wanted: Wanted) -> Iterator[Row]:
+    """Errors name the manifest, not its copy."""
+    try:
+        yield from read_rows(source.copy or source.uri, wanted)
+    except InputError as error:
+        raise InputError(str(error).replace(source.copy or source.uri, source.uri)) from error
 
 
 def _check_columns(source: Source) -> typing.Callable[[typing.Sequence[str]], None]:
@@ -92,7 +123,7 @@ def _item(row: Row, base: str, defaults: Item, ignore: tuple[str, ...]) -> Item:
     if row.problem:
         raise InputError(row.problem)
     values: Mapping[str, object] = values_of(row.values) if is_openai_line(row.values) else row.values
-    values = {name: value for name, value in values.items() if name not in ignore}
+    values = {name: value for name, value in values.items() if name not in (*ignore, *TOLD)}
     for name in ("image", "mask"):
         if isinstance(value := values.get(name), str) and value:
             values[name] = _located(value.strip(), base)
@@ -109,7 +140,21 @@ def _located(uri: str, base: str) -> str:
 def _below_prefix(source: Source) -> Iterator[Item | Rejected]:
     uri = source.uri.rstrip("/")
     suffix = SUFFIXES[source.settings.output_format]
-    found = (one for one in open_folder(uri).versions() if PurePosixPath(one[0]).suffix.lower() in PICTURES)
+    found = (one for one in _listed(source) if PurePosixPath(one[0]).suffix.lower() in PICTURES)
     for line, (name, version) in enumerate(found, 1):
         item = Item(line, name, f"{uri}/{name}", source.instruction, "", source.settings, version=version)
-        yield dataclasses.replace(item, output=str(PurePosixPath(name).with_suffix(f".{suffix}")))
+        output = str(PurePosixPath(name).with_suffix(f".{suffix}"))
+        if is_taken(output):
+            yield Rejected(line, f"output {output!r} is a name that the job's own files have", name)
+        else:
+            yield dataclasses.replace(item, output=output)
+
+
+def _listed(source: Source) -> Iterator[tuple[str, str]]:
+    if not source.copy:
+        yield from open_folder(source.uri.rstrip("/")).versions()
+        return
+    with Path(source.copy).open() as file:
+        for line in file:
+            name, version = json.loads(line)
+            yield name, version

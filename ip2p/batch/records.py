@@ -2,7 +2,8 @@
 
 A part holds the records of one chunk of items and is written after the chunk's outputs are, so that whatever has a
 record need not be looked at again. Records are kept in a database on the local disk while a job runs: two million of
-them are no matter of memory. An item may have several; a later part's stands.
+them are no matter of memory. An item may have several, and an output may have been made of several items, one after
+the other: what a later submission wrote stands.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ import json
 import sqlite3
 import tempfile
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ip2p.errors import DatasetError
+from ip2p.batch.places import PARTS
+from ip2p.errors import DatasetError, StorageError
 from ip2p.seeds import stable_id
 from ip2p.storage import Folder
 
-PARTS = "_job/parts/"
 DONE, FAILED = "done", "failed"
 READERS = 16
 
@@ -28,15 +29,15 @@ Record = dict[str, typing.Any]
 ended_at; of failed ones error (code, message, stage) and attempts."""
 
 
-def part_name(number: int, records: Sequence[Record]) -> str:
-    """Parts sort by ``number``; the name also says of which records it is, so that no two are ever confused."""
-    return f"{PARTS}{number:012d}-{stable_id(*(record['key'] for record in records))}.jsonl"
+def part_name(fence: int, number: int, records: Sequence[Record]) -> str:
+    """Parts sort by the submission (its lease's ``fence``); two of different records never have one name."""
+    return f"{PARTS}{fence:06d}-{number:012d}-{stable_id(*(record['key'] for record in records))}.jsonl"
 
 
-def write_part(folder: Folder, number: int, records: Sequence[Record]) -> None:
+def write_part(folder: Folder, fence: int, number: int, records: Sequence[Record]) -> None:
     """Write ``records`` for good; what they speak of must be written already."""
     data = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
-    folder.write(part_name(number, records), data.encode())
+    folder.write(part_name(fence, number, records), data.encode())
 
 
 class Records:
@@ -48,7 +49,8 @@ class Records:
         self._read: set[str] = set()  # names of parts
         self._table.execute("pragma journal_mode = off")
         self._table.execute("pragma synchronous = off")
-        self._table.execute("create table records (key text primary key, status text, attempts int, record text)")
+        self._table.execute("create table records (key text primary key, status text, output text, record text)")
+        self._table.execute("create table outputs (name text primary key, key text)")  # of which item each is now
 
     def __enter__(self) -> Records:
         return self
@@ -60,39 +62,47 @@ class Records:
     def load(self, folder: Folder, progress: Callable[[int], object] = lambda parts: None) -> int:
         """Read all parts of ``folder`` that were not read before; how many. Raises DatasetError for a damaged one."""
         names = [name for name in folder.list(PARTS) if name not in self._read]
-        self._read.update(names)
         with ThreadPoolExecutor(READERS) as readers:
             for start in range(0, len(names), 8 * READERS):
                 window = names[start : start + 8 * READERS]
                 for name, data in zip(window, readers.map(folder.read, window), strict=True):
                     self.add(_parsed(name, data))
+                    self._read.add(name)
                 progress(len(window))
         return len(names)
 
-    def add(self, records: Iterable[Record]) -> None:
-        rows = ((one["key"], one["status"], one.get("attempts", 0), json.dumps(one)) for one in records)
-        self._table.executemany(
-            "insert into records values (?, ?, ?, ?) on conflict (key) do update set status = excluded.status, "
-            "attempts = excluded.attempts, record = excluded.record where records.status != 'done'",
-            rows,
+    def add(self, records: Sequence[Record]) -> None:
+        """Newer ones than all before. Raises StorageError where the local disk is full."""
+        rows = [(one["key"], one["status"], one["output"], json.dumps(one)) for one in records]
+        made = [(one["output"], one["key"]) for one in records if one["status"] == DONE]
+        try:
+            self._table.executemany("insert or replace into records values (?, ?, ?, ?)", rows)
+            self._table.executemany("insert or replace into outputs values (?, ?)", made)
+        except sqlite3.OperationalError as error:
+            raise StorageError(f"{self._place.name}: {error}; free space there, or set TMPDIR", "full") from error
+
+    def get(self, key: str) -> Record | None:
+        """The newest record of the item ``key``; None where there is none, or where its output is another's by now."""
+        query = (
+            "select record, status, outputs.key from records left join outputs on name = output where records.key = ?"
         )
+        found = self._table.execute(query, (key,)).fetchone()
+        if found is None or (found[1] == DONE and found[2] != key):
+            return None
+        return typing.cast(Record, json.loads(found[0]))
 
     def status(self, key: str) -> str:
         """done, failed, or empty where there is no record."""
-        found = self._table.execute("select status from records where key = ?", (key,)).fetchone()
-        return found[0] if found else ""
-
-    def get(self, key: str) -> Record | None:
-        found = self._table.execute("select record from records where key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
+        record = self.get(key)
+        return record["status"] if record else ""
 
 
 def _parsed(name: str, data: bytes) -> list[Record]:
     try:
         records = [json.loads(line) for line in data.decode().splitlines()]
-        if all(record["status"] in (DONE, FAILED) and record["key"] for record in records):
+        if all(record["status"] in (DONE, FAILED) and record["key"] and record["output"] for record in records):
             return records
-        problem = "a record without key or status"
+        problem = "a record without key, output or status"
     except (ValueError, KeyError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
     raise DatasetError(f"{name}: found {problem}, expected records; delete this file and run the same command again")

@@ -19,17 +19,13 @@ import numpy as np
 from ip2p.batch.item import SETTINGS, Item
 from ip2p.batch.manifest import Rejected, Source, entries
 from ip2p.batch.openai_lines import answer_line
+from ip2p.batch.places import ANSWERS, ERRORS, FAILED_LINES, REJECTED, RESULTS
 from ip2p.batch.records import DONE, Record, Records
 from ip2p.editing.before_after import draw_rows
 from ip2p.editing.pictures import decode_picture, read_picture
 from ip2p.errors import Ip2pError
 from ip2p.storage import Folder
 
-RESULTS, FAILED_LINES, REJECTED, SUMMARY = "results.jsonl", "failed.jsonl", "rejected.jsonl", "summary.json"
-SHEET = "contact_sheet.png"
-STATUS = "_job/status.json"
-"""While a batch runs: its counts, seconds left, workers, and when that was written."""
-ANSWERS, ERRORS = "output.jsonl", "error.jsonl"  # for a manifest in OpenAI's batch format
 SHOWN = 12
 SAMPLED = 10_000
 

@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the newest status. Raises InputError where there is no batch."""
-    from ip2p.batch.lease import HELD_S, LEASE
-    from ip2p.batch.report import STATUS, SUMMARY
+    from ip2p.batch.lease import HELD_S
+    from ip2p.batch.places import LEASE, STATUS, SUMMARY
     from ip2p.errors import InputError
     from ip2p.storage import open_folder
 
