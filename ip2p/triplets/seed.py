@@ -1,6 +1,6 @@
 """The triplets that a language model learns its task from, and what is checked about them (paper, section 3.1).
 
-``seed.jsonl`` beside this file was written by hand, one object a line with ``caption``, ``instruction``,
+``seed.jsonl`` beside this file was written row by row, one object a line with ``caption``, ``instruction``,
 ``edited_caption`` and ``task``; docs/seed_triplets.md says how. ``python -m ip2p.triplets.seed [FILE]`` counts and
 checks such a file, also one of your own.
 
@@ -10,7 +10,6 @@ The checks compare words, not meaning: they find slips of the pen. Whether an ed
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,25 +20,13 @@ from ip2p.errors import InputError
 from ip2p.row_files import Row, Wanted, read_rows
 from ip2p.schema import Triplet
 from ip2p.triplets.acceptance import NearDuplicates, Window, judge, normalised
+from ip2p.triplets.consistency import inconsistencies
 from ip2p.triplets.format import completion_of
+from ip2p.triplets.tasks import TASKS
 
 SEED_FILE = Path(__file__).resolve().with_name("seed.jsonl")
 TOKEN_LIMIT = 77
 """CLIP's window, BOS and EOS included."""
-
-TASKS = {
-    "add": "something that was not there",
-    "remove": "something that is there no more",
-    "replace": "one thing in place of another",
-    "attribute": "attribute, colour or material of a thing",
-    "background": "another place behind or around the subject",
-    "style": "another medium, school or artist",
-    "tone": "season, weather, time of day, light, mood",
-    "action": "another action, pose or expression",
-    "text": "words or figures that can be read in the picture",
-    "count": "how many, how large, where in the picture",
-}
-"""The edit types, as ``task`` names them."""
 
 FIELDS = ("caption", "instruction", "edited_caption", "task")
 PROBLEM_KINDS = (
@@ -58,25 +45,12 @@ PROBLEM_KINDS = (
 )  # fmt: skip
 
 MAX_INSTRUCTION_USES = 3
-MIN_KEPT = 0.25
-"""Least share of a caption's words that its edit keeps."""
-MAX_UNASKED = 2
-"""Most words of an edited caption that stand neither in the caption nor in the instruction ("autumn": "bare")."""
 SIMILAR_JACCARD = 0.7
 SHARE_TOLERANCE = 0.2
 
-# Types whose instruction names what will be seen. "Half as many" or "the other way round" names it by no word.
-_NAMING = frozenset(TASKS) - {"count"}
-_STOP_WORDS = frozenset(
-    "a all an and are as at be but by could d do for from give had has have he her here him his how i if in instead "
-    "into is it its just let like ll make more no not of off on one only or out over please put rather s she should "
-    "so some than that the their them then there these they this to turn want was what where with without would".split()
-)
-
-
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing wrong with the file: the 1-based line (0: the file as a whole), one of PROBLEM_KINDS, and a sentence."""
+    """Something wrong with a file: the 1-based line (0: the whole file), one of PROBLEM_KINDS, and a sentence."""
 
     line: int
     kind: str
@@ -162,24 +136,7 @@ def _problems_of(triplet: Triplet, window: Window | None) -> Iterator[tuple[str,
     if reason != "ok":
         yield reason, f"the acceptance rules say {reason}"
         return
-    yield from _inconsistencies(triplet)
-
-
-def _inconsistencies(triplet: Triplet) -> Iterator[tuple[str, str]]:
-    caption, instruction, edited = map(_stems, (triplet.caption, triplet.instruction, triplet.edited_caption))
-    if triplet.task == "remove":
-        if not instruction & (caption - edited):
-            yield "not_shown", "nothing that the instruction names has left the caption"
-    elif triplet.task in _NAMING and not instruction & (edited - caption):
-        yield "not_shown", "no word of the instruction is new in the edited caption"
-    quoted = re.findall(r'"([^"]+)"', triplet.instruction)
-    if quoted and not any(words in triplet.edited_caption and words not in triplet.caption for words in quoted):
-        yield "not_shown", f'"{quoted[-1]}" cannot be read in the edited caption'
-    if len(caption & edited) < MIN_KEPT * len(caption):
-        yield "rewritten", f"of {len(caption)} words of the caption {len(caption & edited)} are left"
-    unasked = edited - caption - instruction
-    if len(unasked) > MAX_UNASKED:
-        yield "unasked", f"neither in the caption nor in the instruction: {', '.join(sorted(unasked))}"
+    yield from inconsistencies(triplet)
 
 
 def _repeated(rows: _Rows) -> Iterator[Problem]:
@@ -196,9 +153,10 @@ def _repeated(rows: _Rows) -> Iterator[Problem]:
 
 
 def _similar(rows: _Rows) -> Iterator[Problem]:
-    bags = [(line, frozenset(normalised(triplet.caption).split())) for line, triplet in rows]
-    for (first, a), (line, b) in itertools.combinations(bags, 2):
-        if a != b and len(a & b) >= SIMILAR_JACCARD * len(a | b):
+    captions = [(line, normalised(triplet.caption)) for line, triplet in rows]
+    bags = [(line, text, frozenset(text.split())) for line, text in captions]
+    for (first, text, a), (line, other, b) in itertools.combinations(bags, 2):
+        if text != other and len(a & b) >= SIMILAR_JACCARD * len(a | b):
             yield Problem(line, "similar_caption", f"nearly the words of line {first}")
 
 
@@ -214,21 +172,6 @@ def _uneven(rows: _Rows) -> Iterator[Problem]:
     for task, count in task_counts([triplet for _, triplet in rows]).items():
         if abs(count - even) > SHARE_TOLERANCE * even:
             yield Problem(0, "share", f"{count} rows of {task}, an even share is {even:.0f}")
-
-
-def _stems(text: str) -> frozenset[str]:
-    return frozenset(_stem(word) for word in normalised(text).split() if word not in _STOP_WORDS)
-
-
-def _stem(word: str) -> str:
-    """``word`` without the endings that inflection adds, so that "run" meets "running" and "snow" meets "snowy".
-
-    Cruder than a real stemmer, which is enough: a wrong meeting costs one warning at most.
-    """
-    for endings in (("ing", "ed"), ("ies", "es", "s", "y", "e")):
-        ending = next((end for end in endings if word.endswith(end) and len(word) - len(end) >= 3), "")
-        word = word.removesuffix(ending)
-    return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 
 def main(arguments: Sequence[str], say: Callable[[str], object] = print) -> int:
