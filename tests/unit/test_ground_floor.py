@@ -172,6 +172,7 @@ def test_s3_folder_behaves_like_a_local_one_and_explains_itself(monkeypatch):
     import boto3
 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     with moto.mock_aws():
         boto3.client("s3").create_bucket(Bucket="bucket")
         folder = open_folder("s3://bucket/run/one")

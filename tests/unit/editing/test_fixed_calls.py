@@ -18,6 +18,15 @@ from ip2p.errors import DeviceError, InputError
 ROWS = 16
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Two threads share out the rows of a picture this small, and on some machines each rounds in its own way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def request(number: int) -> EditRequest:
     random = np.random.default_rng(number)
     return EditRequest(

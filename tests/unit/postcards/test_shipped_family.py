@@ -128,11 +128,15 @@ def test_painted_pictures_show_their_captions(painter, reader):
     assert min(accuracy["object"], accuracy["colour"]) >= 0.5
 
 
-def test_the_edit_model_was_made_from_the_family_by_the_training_job():
-    about = json.loads((EMBEDDED_WEIGHTS / "edit_model" / "manifest.json").read_text())["about"]
-    base = load_base(device="cpu")
-    assert about["made_by"] == "jobs/train.py"
-    assert {name: about[name] for name in base.sha256} == base.sha256
+def test_the_edit_model_was_made_by_the_training_job_and_keeps_the_familys_other_parts():
+    manifest = json.loads((EMBEDDED_WEIGHTS / "edit_model" / "manifest.json").read_text())
+    made_of = load_base(device="cpu").sha256
+    assert manifest["about"]["made_by"] == "jobs/train.py"
+    # Training began from a UNet that had learned to leave pictures alone, which the family does not hold.
+    files = {"text_encoder": "text_encoder/model.safetensors", "vae": "vae/diffusion_pytorch_model.safetensors"}
+    assert {part: manifest["files"][name]["sha256"] for part, name in files.items()} == {
+        part: made_of[part] for part in files
+    }
 
 
 def test_the_edit_model_follows_instructions_on_held_out_postcards(reader):
@@ -140,6 +144,6 @@ def test_the_edit_model_follows_instructions_on_held_out_postcards(reader):
     editor = Editor(load_edit_model(device="cpu"))
     edit = functools.partial(editor.edit, steps=20, resolution=64)
     result = summarise(measure_edits(by_instruction(edit), examples, reader))
-    assert result["changed_as_asked"] >= 0.6, result  # PLACEHOLDER
-    assert result["success"]["mean"] >= 0.25, result
+    assert result["changed_as_asked"] >= 0.6, result
+    assert result["success"]["mean"] >= 0.33, result
     assert result["background_error"] < 0.08, result
