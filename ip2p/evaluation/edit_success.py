@@ -167,7 +167,7 @@ def draw_success(results: dict[str, dict[str, typing.Any]], path: Path) -> None:
     axes.set_xticks(range(len(tasks)), tasks)
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of exact edits")
-    axes.legend()
+    figure.legend(loc="outside upper right", ncols=len(results))
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     LocalFolder(path.parent).write(path.name, buffer.getvalue())
