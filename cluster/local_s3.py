@@ -10,11 +10,13 @@ import argparse
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,23 +28,17 @@ READY_S = 60.0
 KEYS = ("testkey", "testsecret")
 
 
-@dataclass
-class S3Server:
-    """A server whose data lies in ``folder``; it may be ended and started again on the same ports."""
+@dataclass(frozen=True)
+class S3Place:
+    """A bucket and where it is spoken to; the keys are those of every server made here."""
 
-    folder: Path
-    ports: tuple[int, ...]  # of S3, master, volume, filer, admin
+    endpoint: str
     bucket: str
-    process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports[0]}"
-
-    def environment(self, endpoint: str = "") -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """What every AWS tool must find in its environment to speak to the server."""
         return {
-            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
+            "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": KEYS[0],
             "AWS_SECRET_ACCESS_KEY": KEYS[1],
             "AWS_DEFAULT_REGION": "us-east-1",
@@ -50,6 +46,29 @@ class S3Server:
             "AWS_EC2_METADATA_DISABLED": "true",
             "NO_PROXY": "127.0.0.1,localhost",
         }
+
+    def client(self) -> typing.Any:
+        """boto3's, of this place whatever the environment says; it gives up soon."""
+        import boto3
+        from botocore.config import Config
+
+        config = Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5, max_pool_connections=32)
+        keys = {"aws_access_key_id": KEYS[0], "aws_secret_access_key": KEYS[1], "region_name": "us-east-1"}
+        return boto3.client("s3", endpoint_url=self.endpoint, config=config, **keys)
+
+
+@dataclass
+class S3Server:
+    """A server whose data lies in ``folder``; it may be ended or killed, and started again on the same ports."""
+
+    folder: Path
+    ports: tuple[int, ...]  # of S3, master, volume, filer, admin
+    bucket: str
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def place(self) -> S3Place:
+        return S3Place(f"http://127.0.0.1:{self.ports[0]}", self.bucket)
 
     def start(self, ready_s: float = READY_S) -> None:
         """Start it and wait until it takes an object. Raises JobError with its last words where it does not."""
@@ -63,28 +82,28 @@ class S3Server:
         self.stop()
         raise JobError(f"the S3 server did not start: {words}")
 
-    def stop(self) -> None:
-        """End it; its data stays."""
+    def kill(self) -> None:
+        """End it as a power button would, but for what the kernel still holds."""
         if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def stop(self) -> None:
+        """End it, frozen or not; its data stays."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
             try:
                 self.process.wait(timeout=10)
             except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+                self.kill()
             self.process = None
         Path(f"/tmp/seaweedfs-s3-{self.ports[0]}.sock").unlink(missing_ok=True)  # it has no option for this place
 
     def _takes_objects(self) -> bool:
-        import boto3
-        from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
 
-        config = Config(retries={"max_attempts": 1}, connect_timeout=2, read_timeout=5)
-        client = boto3.client(
-            "s3", config=config, endpoint_url=self.endpoint, region_name="us-east-1",
-            aws_access_key_id=KEYS[0], aws_secret_access_key=KEYS[1],
-        )  # fmt: skip
+        client = self.place.client()
         try:
             client.put_object(Bucket=self.bucket, Key="ready", Body=b"")
             client.delete_object(Bucket=self.bucket, Key="ready")
@@ -110,7 +129,7 @@ def run(command: Sequence[str], bucket: str) -> int:
             server = new_server(folder, bucket)
             try:
                 server.start()
-                return run_command(command, {**os.environ, **server.environment()})
+                return run_command(command, {**os.environ, **server.place.environment()})
             finally:
                 with signals_held():
                     server.stop()
@@ -122,10 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     cut = words.index("--") if "--" in words else len(words)
-    parser = argparse.ArgumentParser(prog="python -m cluster.local_s3", description="A private S3 on this machine.")
-    parser.add_argument("action", choices=("run",), help="start, run what follows --, end")
-    parser.add_argument("--bucket", default="demo", help="an empty bucket that is there (default: %(default)s)")
-    options = parser.parse_args(words[:cut])
+    options = _parser().parse_args(words[:cut])
     try:
         if not words[cut + 1 :]:
             raise InputError("run: no command; write: python -m cluster.local_s3 run -- COMMAND")
@@ -135,6 +151,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cluster.local_s3", description="A private S3 on this machine.")
+    parser.add_argument("action", choices=("run",), help="start, run what follows --, end")
+    parser.add_argument("--bucket", default="demo", help="an empty bucket that is there (default: %(default)s)")
+    return parser
 
 
 def _program() -> Path:
@@ -149,10 +172,11 @@ def _started(server: S3Server) -> subprocess.Popen[bytes]:
         *(f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"),
         *(f"-admin.port={admin}", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]
-    keys = {"AWS_ACCESS_KEY_ID": KEYS[0], "AWS_SECRET_ACCESS_KEY": KEYS[1]}  # the server lets in who has these
-    with (server.folder / "weed.log").open("wb") as log:
+    # The server lets in who has these keys; other AWS settings of ours are none of its business.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with (server.folder / "weed.log").open("ab") as log:
         return subprocess.Popen(
-            command, cwd=server.folder, env={**os.environ, **keys}, stdin=subprocess.DEVNULL, stdout=log,
+            command, cwd=server.folder, env={**own, **server.place.environment()}, stdin=subprocess.DEVNULL, stdout=log,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
 
