@@ -46,7 +46,7 @@ def paint(args: argparse.Namespace, output: Path, prompts: int, *more: str) -> N
 def measure(args: argparse.Namespace, run: Path, folder: Path) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
     """Train on ``run``; the number of its pairs, what the exam says, and the points of the curve."""
     training = folder / "training"
-    fixed = settings(f"steps={args.steps}", f"checkpoint_every={max(1, args.steps // 3)}")
+    fixed = settings(f"base={args.base}", f"steps={args.steps}", f"checkpoint_every={max(1, args.steps // 3)}")
     job("train", "--cache-latents", "--pairs", run, "--output", training, *fixed)
     pairs = json.loads((training / "summary.json").read_text())["pairs"]
     for name, words in {"exam": ["--methods", "ours"], "curve": ["--curve"]}.items():
@@ -62,6 +62,7 @@ def main() -> int:
     parser.add_argument("--triplets", type=Path, required=True, help="the file that it was made from")
     parser.add_argument("--prompts", type=int, required=True, help="its prompts")
     parser.add_argument("--seed", type=int, default=11, help="its seed (default %(default)s)")
+    parser.add_argument("--base", default="embedded", help="of each training (default: the text-to-image model)")
     parser.add_argument("--steps", type=int, default=1500, help="of each training (default %(default)s)")
     parser.add_argument("--examples", type=int, default=300, help="of the exam (default %(default)s)")
     parser.add_argument("--curve-examples", type=int, default=100)

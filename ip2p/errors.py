@@ -43,8 +43,9 @@ class PictureError(InputError):
 class StorageError(Ip2pError):
     """Reading or writing a folder or bucket failed; the message names the place and the remedy.
 
-    ``kind`` is for who must decide whether to go on: missing (no such file), denied (no right to it), refused (the
-    keys themselves are wrong or have expired), full, away (out of reach or overloaded: try again) or other.
+    ``kind`` is for who must decide whether to go on: missing (no such file), name (none can have that name there),
+    denied (no right to it), refused (the keys themselves are wrong or have expired), full, away (out of reach or
+    overloaded: try again) or other.
     """
 
     def __init__(self, message: str, kind: str = "other"):

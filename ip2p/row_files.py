@@ -98,10 +98,13 @@ def _text_rows(stream: typing.BinaryIO, uri: str, wanted: Wanted) -> Iterator[Ro
 
 def _csv_rows(stream: typing.BinaryIO, uri: str, wanted: Wanted) -> Iterator[Row]:
     reader = csv.reader(_as_text(stream, uri, ""))
-    header = [name.strip() for name in next(reader, [])]
+    try:
+        header = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise InputError(f"{uri}: broken CSV in its header: {error}") from error
     if not header:
         return
-    wanted.check(header)
+    _check_names(header, uri, wanted)
     for index in itertools.count():
         line = reader.line_num + 1
         try:
@@ -113,6 +116,13 @@ def _csv_rows(stream: typing.BinaryIO, uri: str, wanted: Wanted) -> Iterator[Row
         else:
             problem = "" if len(fields) == len(header) else _wrong_width(len(fields), len(header))
             yield Row(index, line, dict(zip(header, fields, strict=False)), problem, reader.line_num)
+
+
+def _check_names(names: Sequence[str], uri: str, wanted: Wanted) -> None:
+    wanted.check(names)
+    for name in names if wanted.columns is None else wanted.columns:
+        if name and names.count(name) > 1:  # nameless columns are what a spreadsheet leaves behind
+            raise InputError(f"{uri}: two columns are called {name!r}; rename one")
 
 
 def _wrong_width(found: int, expected: int) -> str:
@@ -127,7 +137,7 @@ def _parquet_rows(stream: typing.BinaryIO, uri: str, wanted: Wanted) -> Iterator
 
     try:
         file = pq.ParquetFile(stream)
-        wanted.check(file.schema_arrow.names)
+        _check_names(file.schema_arrow.names, uri, wanted)
         names = [name for name in file.schema_arrow.names if wanted.columns is None or name in wanted.columns]
         index = itertools.count()
         for batch in file.iter_batches(batch_size=4096, columns=names):

@@ -249,7 +249,10 @@ class S3Folder:
             shutil.copyfileobj(answer["Body"], stream, 2**20)
             self._whole(name, answer, stream.tell(), None)
 
-        self._call("read", name, copy)
+        try:
+            self._call("read", name, copy)
+        except OSError as error:
+            raise _os_error("write", Path(tempfile.gettempdir()), error) from error
 
     def write(self, name: str, data: bytes) -> None:
         self._call("write", name, lambda: self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data))
@@ -342,7 +345,8 @@ class S3Folder:
                 answer = self.client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data, **condition)
             except ClientError as error:
                 # 409: another conditional write of this name is under way; 404: what was to be replaced is gone.
-                if error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412):
+                lost = error.response["ResponseMetadata"]["HTTPStatusCode"] in (404, 409, 412)
+                if lost and error.response["Error"]["Code"] != "NoSuchBucket":
                     return None
                 raise
             return self._version(name, answer)
@@ -380,25 +384,37 @@ def _version(stat: os.stat_result) -> str:
     return f"{stat.st_mtime_ns}-{stat.st_size}"
 
 
+NO_NAME = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+"""Too long, below a file, or that of a folder."""
+
+
 def _os_error(verb: str, path: Path, error: OSError, size: int = 0) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        needed = f"needed {size} bytes"
-        return StorageError(f"{path}: the disk is full ({needed}); free space and run the same command again", "full")
+        needed = f" (needed {size} bytes)" if size else ""
+        return StorageError(f"{path}: the disk is full{needed}; free space and run the same command again", "full")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return StorageError(f"{path}: no permission to {verb} it; choose another folder or change its rights", "denied")
-    return StorageError(f"{path}: cannot {verb} it: {error.strerror or error}")
+    kind = "name" if error.errno in NO_NAME else "other"
+    return StorageError(f"{path}: cannot {verb} it: {error.strerror or error}", kind)
 
 
-WRONG_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestExpired")
+# Codes of stores, and names of boto's own errors where no store was asked.
+BAD_NAME = ("KeyTooLongError", "ParamValidationError")
+WRONG_KEYS = (
+    "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestExpired",
+    "NoCredentialsError", "PartialCredentialsError",
+)  # fmt: skip
 
 
 def _s3_error(verb: str, where: str, error: Exception) -> StorageError:
     response = getattr(error, "response", None) or {}
-    code = response.get("Error", {}).get("Code", "")
+    code = response.get("Error", {}).get("Code", "") if response else type(error).__name__
     if code in ("NoSuchKey", "404"):
         return StorageError(f"{where}: no such object", "missing")
     if code == "NoSuchBucket":
         return StorageError(f"{where}: no such bucket; create it or correct the name")
+    if code in BAD_NAME:
+        return StorageError(f"{where}: no object can have this name ({' '.join(str(error).split())})", "name")
     if code in ("AccessDenied", "403", *WRONG_KEYS):
         remedy = "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket policy"
         kind = "refused" if code in WRONG_KEYS else "denied"

@@ -121,7 +121,12 @@ class Batch:
     found: int = 0  # of the done ones: were written by a run that was stopped
     failed: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    look_first: bool = False
+    fence: int = 0  # how many submissions there were, and this one
+
+    @property
+    def look_first(self) -> bool:
+        """Whether outputs may be there that have no record, of a run that was stopped."""
+        return self.fence > 1
 
     @property
     def todo(self) -> int:
@@ -171,9 +176,7 @@ def patiently(args: argparse.Namespace, action: Callable[[], T]) -> T:
 
 def checked(args: argparse.Namespace) -> tuple[Source, Folder, str]:
     """Everything that can be refused before the manifest is read; the last is the id of what edits."""
-    import dataclasses
-
-    from ip2p.batch.editing import model_id
+    from ip2p.batch.editing import check_address, model_id
     from ip2p.batch.item import SETTINGS, EditSettings, Item, item_of
     from ip2p.batch.manifest import Source
     from ip2p.models.preflight import check_edit_model
@@ -184,15 +187,16 @@ def checked(args: argparse.Namespace) -> tuple[Source, Folder, str]:
         raise InputError("--rows-per-call is at least 3 (an edit's rows), --chunk at least 1")
     if args.via_serve and args.copy:
         raise InputError("--via-serve and --copy exclude each other")
+    if args.via_serve:
+        check_address(args.via_serve)
     fields: dict[str, object] = {}
     for one in args.set:
         name, equals, value = one.partition("=")
         if not equals or name not in SETTINGS:
             raise InputError(f"--set {one}: expected FIELD=VALUE with one of {', '.join(SETTINGS)}")
         fields[name] = value
-    settings = item_of(
-        {"image": "x", "instruction": "x", **fields}, 0, Item(0, "", "", "", "", EditSettings())
-    ).settings
+    fields |= {"image": "x", "instruction": args.instruction or "x"}
+    common = item_of(fields, 0, Item(0, "", "", "", "", EditSettings()))
     if args.via_serve or args.copy:
         ids = {"server": args.via_serve} if args.via_serve else {"copy": ""}
     else:
@@ -201,8 +205,8 @@ def checked(args: argparse.Namespace) -> tuple[Source, Folder, str]:
     uri = located(args.prefix or args.manifest)
     if args.prefix and f"{args.output.rstrip('/')}/".startswith(f"{uri.rstrip('/')}/"):
         raise InputError("--output lies below --prefix, so that results would be edited again; choose another")
-    instruction = " ".join(args.instruction.split())
-    source = Source(uri, bool(args.prefix), dataclasses.replace(settings), instruction, tuple(args.ignore))
+    instruction = common.instruction if args.instruction else ""
+    source = Source(uri, bool(args.prefix), common.settings, instruction, tuple(args.ignore))
     return source, open_folder(args.output), model_id(ids, args.dtype, args.rows_per_call)
 
 
@@ -252,7 +256,7 @@ def take_up(batch: Batch, fence: int) -> None:
 
     batch.records.load(batch.folder)
     batch.attempts = load_attempts(batch.folder)
-    batch.look_first = fence > 1
+    batch.fence = fence
     batch.done_before = batch.failed_before = 0
     for entry in entries(batch.source):
         if isinstance(entry, Item):
@@ -357,7 +361,7 @@ def placed(args: argparse.Namespace, model: str, fence: int) -> tuple[WorkerSetu
         os.environ.get("IP2P_API_KEY", ""), args.copy, device_of(gpus),
         # One thread on a CPU: the order of arithmetic then never depends on how many cores a machine has.
         threads=0 if gpus else 1, fence=fence,
-        max_pixels=args.max_pixels, outage_s=args.outage, allowed=tuple(args.allow),
+        max_pixels=args.max_pixels, outage_s=args.outage, allowed=tuple(map(located, args.allow)),
     )  # fmt: skip
     return setup, size, 1.0, gpus
 
@@ -407,7 +411,7 @@ def finish(batch: Batch, seconds: float) -> int:
         if batch.args.sheet:
             open_folder(str(Path(batch.args.sheet).parent)).write(Path(batch.args.sheet).name, sheet)
     batch.usage.seconds = round(seconds, 1)
-    summary = {**batch.counts(), **usage_of(batch)}
+    summary = {**batch.counts(), "submission": batch.fence, **usage_of(batch)}
     folder.write(SUMMARY, (json.dumps(summary, indent=1) + "\n").encode())
     folder.write(STATUS, json.dumps({**batch.counts(), "eta_s": 0, "workers": 0, "at": int(time.time())}).encode())
     if batch.args.json:

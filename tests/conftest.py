@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 # Before torch is imported; more threads than cores make small tensors slower, and Ray's workers inherit it.
 os.environ["OMP_NUM_THREADS"] = str(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
+
+
+@pytest.fixture(autouse=True)
+def no_keys_of_earlier_tests() -> None:
+    """boto3 keeps what it found in the environment when it was first asked."""
+    if "boto3" in sys.modules:
+        sys.modules["boto3"].DEFAULT_SESSION = None
 
 
 @pytest.fixture(scope="session")

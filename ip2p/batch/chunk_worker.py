@@ -8,7 +8,6 @@ at a time; the next one's items begin as soon as there is room.
 from __future__ import annotations
 
 import base64
-import binascii
 import dataclasses
 import functools
 import json
@@ -109,17 +108,21 @@ class ChunkWorker:
             records = list(self._threads.map(self._one, items, before, [look_first] * len(items)))
             self._through(lambda: write_part(self.output, self.fence, number, records))
         except Exception as error:
-            with self._lock:
-                if not self._stopped.is_set():
-                    self._reason = error
-                self._stopped.set()
-            raise self._reason from error
+            raise self._stop(error) from error
         return self._counted(records)
 
     def close(self) -> None:
         self._stopped.set()
         self._threads.shutdown(cancel_futures=True)
         self.editing.close()
+
+    def _stop(self, error: Exception) -> Exception:
+        """End all that waits; what stopped the job first."""
+        with self._lock:
+            if not self._stopped.is_set():
+                self._reason = error
+            self._stopped.set()
+        return self._reason
 
     def _counted(self, records: Sequence[Record]) -> ChunkDone:
         codes = [record["error"]["code"] for record in records if record["status"] == FAILED]
@@ -142,13 +145,16 @@ class ChunkWorker:
             return {**said, "status": DONE, **self._done(item, attempts, look_first), "ended_at": int(time.time())}
         except ItemFailedError as error:
             return {**said, "status": FAILED, "error": vars(error.failure), "attempts": error.attempts}
+        except Exception as error:
+            self._stop(error)  # at once: the items before this one may be waiting for a store
+            raise
 
     def _done(self, item: Item, attempts: int, look_first: bool) -> Record:
         """Read, edit, write; what is worth recording of it. Raises ItemFailedError, or what stops the job."""
         started = time.monotonic()
         tries = Tries(item.key(self.model), attempts)
         data, version = self._patiently(lambda: self._read(item.image), "read", tries)
-        mask, mask_version = self._patiently(lambda: self._read(item.mask), "read", tries) if item.mask else (b"", "")
+        mask, mask_version = self._patiently(lambda: self._read(item.mask), "read", tries) if item.mask else (None, "")
         fingerprint = item.fingerprint(self.model, version, mask_version)
         kept = {"fingerprint": fingerprint, "version": version, "seed": item.seed}
         there = self._patiently(lambda: self._there(item.output), "write", tries) if look_first else None
@@ -157,7 +163,7 @@ class ChunkWorker:
         request = self._patiently(lambda: self._request(item, data, mask), "read", tries)
         edited = self._patiently(lambda: self.editing.edit(request), "edit", tries)
         about = json.dumps({**provenance(item, self.model), "fingerprint": fingerprint})
-        file = encode_image(edited, item.settings.output_format, about=about)
+        file = self._patiently(lambda: _encoded(edited, item.settings.output_format, about), "edit", tries)
         self._patiently(lambda: self._write(item.output, file, fingerprint), "write", tries)
         size = {"width": edited.shape[1], "height": edited.shape[0], "bytes": len(file)}
         return {**kept, **size, "found": False, "seconds": round(time.monotonic() - started, 3)}
@@ -165,19 +171,19 @@ class ChunkWorker:
     def _read(self, uri: str) -> tuple[bytes, str]:
         if uri.startswith("data:"):
             return _inline(uri), ""
-        if self.allowed and not any(uri.startswith(place) for place in self.allowed):
+        if self.allowed and not any(uri.startswith(f"{place.rstrip('/')}/") for place in self.allowed):
             raise InputError(f"{uri} is not below {' or '.join(self.allowed)}, where this job may read")
         folder, name = _place(uri)
         return folder.read_versioned(name)
 
-    def _request(self, item: Item, data: bytes, mask: bytes) -> EditRequest:
+    def _request(self, item: Item, data: bytes, mask: bytes | None) -> EditRequest:
         settings = dataclasses.asdict(item.settings)
         del settings["output_format"]
         width, _, height = settings.pop("size").partition("x")
         return EditRequest(
             image=decode_picture(data, item.image[:200], self.max_pixels),
             instruction=item.instruction,
-            mask=decode_mask(mask, item.mask[:200], self.max_pixels) if mask else None,
+            mask=decode_mask(mask, item.mask[:200], self.max_pixels) if mask is not None else None,
             size=(int(width), int(height)) if width else None,
             batch=True,
             **{**settings, "seed": item.seed},
@@ -192,9 +198,10 @@ class ChunkWorker:
                 raise
             return None
         try:
-            return str(json.loads(carried_text(data))["fingerprint"]), len(data)
+            carried = json.loads(carried_text(data))["fingerprint"]
         except Exception:  # whatever somebody put there
-            return "", len(data)
+            carried = ""
+        return carried if isinstance(carried, str) else "", len(data)
 
     def _write(self, name: str, file: bytes, fingerprint: str) -> None:
         if self.output.write_if(name, file) is not None:
@@ -248,13 +255,21 @@ def provenance(item: Item, model: str) -> dict[str, typing.Any]:
     return {"id": item.id, "instruction": item.instruction, **settings, "seed": item.seed, "model": model}
 
 
+def _encoded(edited: np.ndarray, output_format: str, about: str) -> bytes:
+    try:
+        return encode_image(edited, output_format, about=about)
+    except (ValueError, OSError) as error:  # WebP ends at 16383 pixels a side, JPEG at 65535
+        size = f"{edited.shape[1]} x {edited.shape[0]} pixels"
+        raise InputError(f"a result of {size} cannot be written as {output_format} ({error})") from error
+
+
 def _inline(uri: str) -> bytes:
     head, _, text = uri.partition(",")
     if not head.endswith(";base64"):
         raise PictureError("data: URLs must be ;base64", "format")
     try:
         return base64.b64decode(text, validate=True)
-    except binascii.Error as error:
+    except ValueError as error:
         raise PictureError(f"data: URL: not base64 ({error})") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import time
 import typing
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import urllib3
 
 from ip2p.editing.edit_request import EditRequest
 from ip2p.editing.pictures import decode_picture
-from ip2p.errors import EditError, InputError, StorageError
+from ip2p.errors import EditError, InputError, PictureError, StorageError
 from ip2p.images import encode_image
 
 SERVER_TIMEOUT_S = 300.0
@@ -55,12 +56,13 @@ class EngineEditing:
 class ServerEditing:
     """The batch lane of a server of `ip2p serve`: idle replicas do the work, people's edits go first.
 
-    Results are those of the engine there, to 1/255.
+    Results are those of the engine there, to 1/255. Raises InputError for a ``url`` that is none.
     """
 
     row_evals = 0  # the server's to count
 
     def __init__(self, url: str, key: str = "", timeout_s: float = SERVER_TIMEOUT_S, connections: int = 64):
+        check_address(url)
         self.url, self.key = url.rstrip("/"), key
         self._pool = urllib3.PoolManager(maxsize=connections, retries=False, timeout=timeout_s)
 
@@ -69,8 +71,7 @@ class ServerEditing:
         while True:
             answer = self._posted(fields)
             if answer.status == 200:
-                file = base64.b64decode(answer.json()["data"][0]["b64_json"])
-                return decode_picture(file, "the server's answer")
+                return self._picture(answer)
             if answer.status != 429:
                 raise self._error(answer)
             # Its queue is full, and people's edits come first: nobody has failed.
@@ -86,6 +87,12 @@ class ServerEditing:
         except urllib3.exceptions.HTTPError as error:
             raise StorageError(f"{self.url}: cannot reach the server ({error})", "away") from error
 
+    def _picture(self, answer: urllib3.BaseHTTPResponse) -> np.ndarray:
+        try:
+            return decode_picture(base64.b64decode(answer.json()["data"][0]["b64_json"]), "the answer")
+        except (ValueError, LookupError, TypeError, PictureError) as error:  # not the fault of what was asked
+            raise EditError(f"{self.url}: the answer holds no picture ({error})") from error
+
     def _error(self, answer: urllib3.BaseHTTPResponse) -> Exception:
         try:
             message = str(answer.json()["error"]["message"])
@@ -96,6 +103,12 @@ class ServerEditing:
         if answer.status in (502, 503, 504):
             return StorageError(f"{self.url}: {message}", "away")
         return InputError(message) if answer.status in (400, 404, 413, 415) else EditError(f"{self.url}: {message}")
+
+
+def check_address(url: str) -> None:
+    """Raise InputError where ``url`` is none: it would look like a server that is away."""
+    if not re.match("https?://[^/]", url):
+        raise InputError(f"{url!r} is no address of a server; write http://HOST:PORT")
 
 
 class CopyEditing:

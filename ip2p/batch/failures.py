@@ -33,6 +33,8 @@ def meaning_of(error: Exception, stage: str) -> str:
     A store that is away is not looked at here (``through_outages``): no item is to blame.
     """
     if isinstance(error, StorageError):
+        if error.kind == "name":
+            return OWN
         if error.kind in ("refused", "full") or stage == "write":
             return FATAL
         return OWN if error.kind in ("missing", "denied") else PASSING
@@ -48,7 +50,8 @@ def failure_of(error: Exception, stage: str) -> Failure:
     if isinstance(error, PictureError):
         code = {"format": "unsupported_format", "size": "picture_too_large"}.get(error.kind, "damaged_picture")
     elif isinstance(error, StorageError):
-        code = {"missing": "not_found", "denied": "access_denied"}.get(error.kind, "storage_error")
+        known = {"missing": "not_found", "denied": "access_denied", "name": "invalid_request"}
+        code = known.get(error.kind, "storage_error")
     elif isinstance(error, InputError):
         code = "invalid_request"
     elif isinstance(error, EditError | CheckpointError):
@@ -78,4 +81,5 @@ def through_outages(action: Callable[[], T], outage_s: float, wait: Callable[[fl
 
 def wait_s(tries: int, uniform: Callable[[], float] = random.random) -> float:
     """How long to wait after ``tries`` of them: twice as long each time, less a random share of up to a half."""
-    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)) * (1 - 0.5 * uniform())
+    doublings = min(tries - 1, 60)  # an outage of hours has more than a float can tell
+    return min(LONGEST_WAIT_S, FIRST_WAIT_S * 2**doublings) * (1 - 0.5 * uniform())

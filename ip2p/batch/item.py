@@ -20,6 +20,8 @@ MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 MAX_SCALE = 1000.0
 MAX_CHARACTERS = 1000
+MAX_NAME = 900
+"""Of an id, which may be a picture's name, and in bytes of an output: S3 takes 1024 with the folder's own."""
 SUFFIXES = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 NUMERICS = 1
 """To be raised when the same request would give other bytes than before."""
@@ -150,7 +152,7 @@ def _picture(name: str, value: object) -> str:
 def _output(name: str, value: object) -> str:
     key = _text(name, value)
     parts = key.split("/")
-    if key.startswith("/") or "" in parts or ".." in parts or "." in parts or len(key.encode()) > 900:
+    if key.startswith("/") or "" in parts or ".." in parts or "." in parts or len(key.encode()) > MAX_NAME:
         raise InputError(f"{name}: {key[:80]!r} is no name inside the output folder")
     if is_taken(key):
         raise InputError(f"{name}: {key[:80]!r} is a name that the job's own files have; choose another")
@@ -159,8 +161,8 @@ def _output(name: str, value: object) -> str:
 
 def _identity(name: str, value: object) -> str:
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(name, value)
-    if not 1 <= len(text) <= 200:
-        raise InputError(f"{name} has {len(text)} characters, the limit is 200")
+    if not 1 <= len(text) <= MAX_NAME:
+        raise InputError(f"{name} has {len(text)} characters, the limit is {MAX_NAME}")
     return text
 
 
@@ -177,11 +179,11 @@ def _whole(low: int, high: int) -> typing.Callable[[str, object], int]:
 def _scale(name: str, value: object) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(typing.cast(float, value))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not 0 <= number <= MAX_SCALE:
         raise InputError(f"{name} must be a number from 0 to {MAX_SCALE:g}, got {str(value)[:40]!r}")
-    return number
+    return abs(number)  # -0.0 and 0.0 ask for the same
 
 
 def _flag(name: str, value: object) -> bool:

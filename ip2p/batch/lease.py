@@ -75,8 +75,11 @@ class Lease:
         self._end.set()
         if self._thread is not None:
             self._thread.join()
-            if not self.lost and self._version is not None:
-                self.folder.write_if(LEASE, self._content(released=True), self._version)
+            if not self.lost and self._version is not None and not self._let_go() and self._is_mine():
+                self._let_go()  # of the version that a renewal wrote whose answer was lost
+
+    def _let_go(self) -> bool:
+        return self.folder.write_if(LEASE, self._content(released=True), self._version) is not None
 
     def _read(self) -> tuple[bytes, str | None]:
         try:

@@ -17,7 +17,6 @@ from pathlib import Path, PurePosixPath
 
 from ip2p.batch.item import SUFFIXES, EditSettings, Item, item_of
 from ip2p.batch.openai_lines import is_openai_line, values_of
-from ip2p.batch.places import is_taken
 from ip2p.errors import InputError
 from ip2p.row_files import Row, Wanted, read_rows
 from ip2p.storage import open_file, open_folder
@@ -81,7 +80,7 @@ def entries(source: Source) -> Iterator[Item | Rejected]:
 
 def answers_openai(source: Source) -> bool:
     """Whether the manifest holds OpenAI's batch lines, by its first one."""
-    if source.is_prefix or not source.uri.endswith((".jsonl", ".json")):
+    if source.is_prefix or not source.uri.lower().endswith((".jsonl", ".json")):
         return False
     return any(is_openai_line(row.values) for row in _first(_rows(source, Wanted())))
 
@@ -93,7 +92,7 @@ def _first(rows: Iterator[Row]) -> list[Row]:
 
 
 def _of_manifest(source: Source) -> Iterator[Item | Rejected]:
-    base = source.uri.rpartition("/")[0] if "://" in source.uri else str(Path(source.uri).absolute().parent)
+    base = source.uri.rpartition("/")[0] if "://" in source.uri else str(Path(source.uri).parent.resolve())
     defaults = Item(0, "", "", source.instruction, "", source.settings)
     for row in _rows(source, Wanted(check=_check_columns(source), text_column="image")):
         try:
@@ -125,29 +124,30 @@ def _item(row: Row, base: str, defaults: Item, ignore: tuple[str, ...]) -> Item:
     values: Mapping[str, object] = values_of(row.values) if is_openai_line(row.values) else row.values
     values = {name: value for name, value in values.items() if name not in (*ignore, *TOLD)}
     for name in ("image", "mask"):
-        if isinstance(value := values.get(name), str) and value:
+        if isinstance(value := values.get(name), str):
             values[name] = _located(value.strip(), base)
     return item_of(values, row.line, defaults)
 
 
 def _located(uri: str, base: str) -> str:
     """A relative path is one beside the manifest."""
-    if ":" in uri.split("/")[0] or uri.startswith("/"):
+    if not uri or ":" in uri.split("/")[0] or uri.startswith("/"):
         return uri
     return f"{base}/{uri}"
 
 
 def _below_prefix(source: Source) -> Iterator[Item | Rejected]:
-    uri = source.uri.rstrip("/")
+    uri = source.uri.rstrip("/") if "://" in source.uri else str(Path(source.uri).resolve())
     suffix = SUFFIXES[source.settings.output_format]
+    defaults = Item(0, "", "", source.instruction, "", source.settings)
     found = (one for one in _listed(source) if PurePosixPath(one[0]).suffix.lower() in PICTURES)
     for line, (name, version) in enumerate(found, 1):
-        item = Item(line, name, f"{uri}/{name}", source.instruction, "", source.settings, version=version)
         output = str(PurePosixPath(name).with_suffix(f".{suffix}"))
-        if is_taken(output):
-            yield Rejected(line, f"output {output!r} is a name that the job's own files have", name)
-        else:
-            yield dataclasses.replace(item, output=output)
+        row = {"id": name, "image": f"{uri}/{name}", "output": output, "version": version}
+        try:
+            yield item_of(row, line, defaults)
+        except InputError as error:
+            yield Rejected(line, str(error), name)
 
 
 def _listed(source: Source) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from ip2p.errors import InputError
 
 URL = "/v1/images/edits"
-OURS = {"prompt": "instruction", "num_inference_steps": "steps"}
+OURS = {"prompt": "instruction", "images": "image", "num_inference_steps": "steps"}
 ASKS_NOTHING = {"n": (1,), "response_format": ("b64_json",), "background": ("auto", "opaque"), "quality": ("auto",)}
 NOT_LOOKED_AT = ("model", "user")
 
@@ -32,13 +32,16 @@ def values_of(line: Mapping[str, object]) -> dict[str, object]:
         raise InputError(f"body is not an object but {type(body).__name__}")
     values: dict[str, object] = {"id": line["custom_id"]}
     for name, value in typing.cast(dict[str, object], body).items():
+        field = OURS.get(name, name)
+        if field in values:
+            raise InputError(f"{field} is given twice")
         if name in ASKS_NOTHING and value not in ASKS_NOTHING[name]:
             wanted = " or ".join(map(str, ASKS_NOTHING[name]))
             raise InputError(f"{name} must be {wanted}, got {str(value)[:40]!r}")
-        if name in ("images", "image", "mask"):
-            values["mask" if name == "mask" else "image"] = _picture(name, value)
+        if field in ("image", "mask"):
+            values[field] = _picture(name, value)
         elif name not in ASKS_NOTHING and name not in NOT_LOOKED_AT:
-            values[OURS.get(name, name)] = value
+            values[field] = value
     return values
 
 

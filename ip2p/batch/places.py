@@ -18,4 +18,4 @@ REPORTS = (RESULTS, FAILED_LINES, REJECTED, SUMMARY, SHEET, ANSWERS, ERRORS)
 
 def is_taken(name: str) -> bool:
     """Whether a picture may not be called so."""
-    return name.startswith(OURS) or name in REPORTS
+    return f"{name}/".startswith(OURS) or name in REPORTS

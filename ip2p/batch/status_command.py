@@ -32,9 +32,9 @@ def run(args: argparse.Namespace) -> int:
     lease = json.loads(folder.read(LEASE))
     status = json.loads(folder.read(STATUS)) if folder.exists(STATUS) else {}
     silent_s = round(time.time() - status["at"]) if status else None
-    state = (
-        "finished" if folder.exists(SUMMARY) and lease["released"] else "stopped" if lease["released"] else "running"
-    )
+    summary = json.loads(folder.read(SUMMARY)) if folder.exists(SUMMARY) else {}
+    ended = "finished" if summary.get("submission") == lease["fence"] else "stopped"
+    state = ended if lease["released"] else "running"
     if args.json:
         print(json.dumps({**status, "state": state, "host": lease["host"], "pid": lease["pid"], "silent_s": silent_s}))
         return 0
