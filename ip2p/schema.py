@@ -20,6 +20,10 @@ TRIPLET_REASONS = (
     "flagged",  # refused by the moderation check
     "writer_failed",  # the writer gave nothing after all its tries
     "bad_caption",  # the input caption itself cannot be used
+    "inconsistent",  # the edited caption does not show what the instruction asks for, or is another altogether
+    "wrong_task",  # an edit of another type than was asked for
+    "over_quota",  # accepted, but its type has come too often
+    "over_budget",  # not asked: it could have cost more than is left
 )
 CANDIDATE_REASONS = (
     "kept",

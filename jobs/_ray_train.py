@@ -340,8 +340,16 @@ class Board:
         return taken
 
 
-def train_on_cluster(work: Work, team: Team, run_name: str, heard: Callable[[str, typing.Any], None]) -> None:
+def train_on_cluster(
+    work: typing.Any,
+    team: Team,
+    run_name: str,
+    heard: Callable[[str, typing.Any], None],
+    loop: Callable[[dict[str, typing.Any]], None] = worker_loop,
+) -> None:
     """Train to the recipe's last step; ``heard`` gets what workers tell (begun, metrics, note), in the calling thread.
+
+    ``work`` is what ``loop`` unpacks; all that is used of it here is ``output``, the uri of the run's folder.
 
     A worker that dies costs the steps since the last checkpoint: the group is started anew, up to RETRIES times, with
     as many workers as there is room for. Raises the Ip2pError of a worker, or JobError.
@@ -354,7 +362,7 @@ def train_on_cluster(work: Work, team: Team, run_name: str, heard: Callable[[str
 
     def fit() -> None:
         try:
-            _trainer(work, team, run_name, board).fit()
+            _trainer(work, team, run_name, board, loop).fit()
             ended.append(None)
         except BaseException as error:
             ended.append(error)
@@ -376,7 +384,9 @@ def train_on_cluster(work: Work, team: Team, run_name: str, heard: Callable[[str
         ) from ended[0]
 
 
-def _trainer(work: Work, team: Team, run_name: str, board: typing.Any) -> typing.Any:
+def _trainer(
+    work: typing.Any, team: Team, run_name: str, board: typing.Any, loop: Callable[[dict[str, typing.Any]], None]
+) -> typing.Any:
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -386,7 +396,7 @@ def _trainer(work: Work, team: Team, run_name: str, board: typing.Any) -> typing
     low, high = team.workers
     resources = {"CPU": team.cpus, **({"GPU": team.gpus} if team.gpus else {})}
     return TorchTrainer(
-        worker_loop,
+        loop,
         train_loop_config={"work": pack(work), "board": board},
         scaling_config=api.ScalingConfig(
             num_workers=high if low == high else (low, high),

@@ -3,6 +3,7 @@
 
     python jobs/datagen.py --recipe postcard --prompts 24 --output out/demo
     ray job submit --working-dir . -- python jobs/datagen.py --captions s3://bucket/captions.jsonl --output s3://bucket/run
+    python jobs/datagen.py --stage triplets --captions captions.csv --output out/triplets    # write, paint later
 
 The same command run again goes on where it stopped. Exit code 0: all prompts worked on; 3: finished, but some input
 rows or prompts could not be used, or nothing was kept (see summary.json); 1: stopped by an error.
@@ -25,6 +26,7 @@ from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
 from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
+from jobs._triplet_stage import add_flags, write_triplets
 
 if typing.TYPE_CHECKING:
     from ip2p.config import Placement
@@ -35,6 +37,7 @@ if typing.TYPE_CHECKING:
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
+    add("--stage", choices=("all", "triplets"), default="all", help="triplets: write them only (docs/triplets.md)")
     add("--recipe", default="postcard", help=f"what to make: {', '.join(sorted(RECIPES))} (default %(default)s)")
     add("--set", action="append", default=[], metavar="SECTION.FIELD=VALUE", help="override a recipe field; repeatable")
     add("--output", default="out/datagen", help="run folder, local or s3://bucket/prefix (default %(default)s)")
@@ -53,6 +56,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
     add("--retry-errors", action="store_true", help="work again on prompts that ended in an error")
     add_output_flags(parser)
+    add_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -61,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.stage == "triplets":
+        return write_triplets(args, read_input)
     started = time.monotonic()
     recipe = load_recipe(args.recipe, [*args.set, *(["triplets.writer=given"] if args.triplets else [])])
     folder = open_folder(located(args.output))

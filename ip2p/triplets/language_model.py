@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,10 +17,19 @@ from ip2p.config import Triplets
 from ip2p.errors import CheckpointError
 from ip2p.models.components import model_folder
 from ip2p.seeds import derive_seed
-from ip2p.triplets.format import DELIMITER_1, STOP, until_stop
+from ip2p.triplets.format import STOP, until_stop
+from ip2p.triplets.writer_model import end_tokens, load_writer_model, read_manner
 
 ROWS_PER_CALL = 64
+LEAVE_AT = 0.75
+"""Rows that have ended leave the batch when no more than this share of it is still writing."""
 _TAIL_TOKENS = 8  # at least as many as STOP can take, so that looking for it does not decode the whole row each step
+
+
+class Asking(Protocol):
+    """How a prompt becomes tokens (``writer_model.Manner``, or a judge's question)."""
+
+    def token_ids(self, tokenizer: Any, prompt: str) -> list[int]: ...
 
 
 class LanguageModelWriter:
@@ -29,51 +37,76 @@ class LanguageModelWriter:
 
     ``device`` is ``auto`` (CUDA if there is one) or a torch device. On the CPU the model runs in float32, elsewhere in
     the type its weights are stored in. Raises RecipeError if no folder is named, CheckpointError if it cannot be used.
+    ``manner`` replaces what the folder says of how to ask it.
     """
 
-    def __init__(self, folder: str, triplets: Triplets, seed: int, device: str = "auto"):
+    def __init__(self, folder: str, triplets: Triplets, seed: int, device: str = "auto", manner: Asking | None = None):
         from ip2p.models.components import resolve_device
 
-        self.triplets, self.seed = triplets, seed
-        self.device = resolve_device(device)
-        self.folder = model_folder("triplet_lm", folder)
-        self.model, self.tokenizer = _load(self.folder, self.device)
-        self.ends = _end_tokens(self.model, self.tokenizer)
-        self.context: int = getattr(self.model.config, "max_position_embeddings", None) or 2**31
-        self.accepted = set(inspect.signature(self.model.forward).parameters)
+        path = model_folder("triplet_lm", folder)
+        model, tokenizer = load_writer_model(path, resolve_device(device))
+        self._begin(model, tokenizer, manner or read_manner(path), triplets, seed, str(path))
+
+    @classmethod
+    def around(cls, model: Any, tokenizer: Any, manner: Asking, triplets: Triplets, seed: int) -> LanguageModelWriter:
+        """A writer with a model that is in memory already, for example one in training."""
+        writer = cls.__new__(cls)
+        writer._begin(model, tokenizer, manner, triplets, seed, "the model")
+        return writer
+
+    def _begin(self, model: Any, tokenizer: Any, manner: Asking, triplets: Triplets, seed: int, name: str) -> None:
+        self.model, self.tokenizer, self.manner = model, tokenizer, manner
+        self.triplets, self.seed, self.name = triplets, seed, name
+        self.device = next(model.parameters()).device
+        self.ends = end_tokens(model, tokenizer)
+        self.context: int = getattr(model.config, "max_position_embeddings", None) or 2**31
+        self.accepted = set(inspect.signature(model.forward).parameters)
+        self.tokens_written = 0
 
     def complete(self, prompts: Sequence[str], identities: Sequence[tuple[object, ...]]) -> list[str]:
         """A completion for each prompt, cut before STOP; empty where the prompt fills the model's whole context.
 
         ``identities[i]`` is what makes a choice of row i its own, for example ``(prompt_id, try)``: the same identity
-        gives the same text again, in any company, as far as float rounding allows.
+        gives the same text again, in any company, as far as float rounding allows. Prompts of about one length go
+        through the model together.
         """
-        texts: list[str] = []
-        for start in range(0, len(prompts), ROWS_PER_CALL):
-            span = slice(start, start + ROWS_PER_CALL)
-            texts += self._complete_together(prompts[span], identities[span])
+        prompt_ids = [self.manner.token_ids(self.tokenizer, prompt) for prompt in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: len(prompt_ids[i]))
+        texts = [""] * len(prompts)
+        for start in range(0, len(order), ROWS_PER_CALL):
+            rows = order[start : start + ROWS_PER_CALL]
+            written = self._complete_together([prompt_ids[i] for i in rows], [identities[i] for i in rows])
+            for i, text in zip(rows, written, strict=True):
+                texts[i] = text
         return texts
 
     @torch.inference_mode()
-    def _complete_together(self, prompts: Sequence[str], identities: Sequence[tuple[object, ...]]) -> list[str]:
-        prompt_ids = [self.tokenizer(prompt, verbose=False)["input_ids"] for prompt in prompts]
+    def _complete_together(
+        self, prompt_ids: Sequence[list[int]], identities: Sequence[tuple[object, ...]]
+    ) -> list[str]:
         room = [max(0, min(self.triplets.max_tokens, self.context - len(ids))) for ids in prompt_ids]
-        written: list[list[int]] = [[] for _ in prompts]
-        writing = [i for i in range(len(prompts)) if room[i] and prompt_ids[i]]
-        if not writing:
-            return ["" for _ in prompts]
-        uniforms = torch.stack([self._uniforms(identities[i]) for i in writing])  # (B, max_tokens)
-        tokens, mask = left_padded([prompt_ids[i] for i in writing])  # (B, T) both
-        live, cache = set(range(len(writing))), None
-        for step in range(max(room[i] for i in writing)):
+        written: list[list[int]] = [[] for _ in prompt_ids]
+        rows = [i for i in range(len(prompt_ids)) if room[i] and prompt_ids[i]]  # what goes through the model
+        if not rows:
+            return ["" for _ in prompt_ids]
+        uniforms = torch.stack([self._uniforms(identity) for identity in identities])  # (rows, max_tokens)
+        tokens, mask = left_padded([prompt_ids[i] for i in rows])  # (B, T) both
+        live, cache = set(rows), None
+        for step in range(max(room)):
             logits, cache = self._forward(tokens, mask, cache)
-            chosen = next_tokens(logits, uniforms[:, step], self.triplets.temperature, self.triplets.top_p)
-            for row, token in enumerate(chosen.tolist()):
-                if row in live and self._is_last(token, written[writing[row]], room[writing[row]]):
+            chosen = next_tokens(logits, uniforms[rows, step], self.triplets.temperature, self.triplets.top_p)
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                if row in live and self._is_last(token, written[row], room[row]):
                     live.discard(row)
             if not live:
                 break
             tokens, mask = chosen[:, None], torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+            if len(live) <= LEAVE_AT * len(rows) and hasattr(cache, "batch_select_indices"):
+                staying = [place for place, row in enumerate(rows) if row in live]
+                rows = [rows[place] for place in staying]
+                tokens, mask = tokens[staying], mask[staying]
+                cache.batch_select_indices(torch.tensor(staying, device=self.device))
+        self.tokens_written += sum(map(len, written))
         return [until_stop(self._decoded(ids)) for ids in written]
 
     def _uniforms(self, identity: tuple[object, ...]) -> torch.Tensor:
@@ -95,7 +128,7 @@ class LanguageModelWriter:
         )
         logits = output.logits[:, -1].cpu().double()
         if logits.isnan().any():
-            raise CheckpointError(f"{self.folder}: the model gives NaN; its weights are damaged, fetch them again")
+            raise CheckpointError(f"{self.name}: the model gives NaN; its weights are damaged, fetch them again")
         return logits, output.past_key_values
 
     def _is_last(self, token: int, written: list[int], room: int) -> bool:
@@ -143,46 +176,3 @@ def _nucleus(weights: torch.Tensor, top_p: float) -> torch.Tensor:
     wanted = ordered.cumsum(dim=-1) - ordered < top_p
     wanted[:, 0] = True  # top_p 0 still leaves the likeliest
     return torch.zeros_like(wanted).scatter(-1, places, wanted)
-
-
-def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    dtype: Any = torch.float32 if device.type == "cpu" else "auto"
-    from_pretrained: Any = AutoModelForCausalLM.from_pretrained  # its type leaves out the pair that it returns here
-    try:
-        model, loaded = from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(_cannot_load(folder, str(error))) from error
-    if loaded["missing_keys"]:  # transformers would go on with random numbers in their place
-        raise CheckpointError(_cannot_load(folder, f"weights missing: {', '.join(sorted(loaded['missing_keys'])[:3])}"))
-    return model.to(device).eval().requires_grad_(False), _load_tokenizer(folder)
-
-
-def _load_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library raises nothing more particular for a broken file
-        raise CheckpointError(_cannot_load(folder, f"tokenizer: {error}")) from error
-    # Where its files are missing transformers makes an empty tokenizer and says nothing.
-    marks = f"a{DELIMITER_1}b{STOP}"
-    if tokenizer.decode(tokenizer(marks)["input_ids"], skip_special_tokens=True) != marks:
-        raise CheckpointError(_cannot_load(folder, "its tokenizer cannot spell the format's delimiters"))
-    return tokenizer
-
-
-def _cannot_load(folder: Path, found: str) -> str:
-    detail = (found.splitlines() or ["no detail"])[0]
-    return (f"{folder}: cannot load a causal language model from it ({detail}); "
-            "it needs config.json, a tokenizer and whole *.safetensors weights; fetch it again")  # fmt: skip
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(named if isinstance(named, list) else [named]) | {tokenizer.eos_token_id}
-    return {end for end in ends if end is not None}

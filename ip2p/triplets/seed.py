@@ -48,6 +48,7 @@ MAX_INSTRUCTION_USES = 3
 SIMILAR_JACCARD = 0.7
 SHARE_TOLERANCE = 0.2
 
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something wrong with a file: the 1-based line (0: the whole file), one of PROBLEM_KINDS, and a sentence."""
