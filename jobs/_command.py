@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ip2p.errors import InputError, Ip2pError
+from ip2p.errors import InputError, Ip2pError, JobError
 from ip2p.storage import Folder
+
+GPU_FLAGS = ("gpus_per_worker", "painter_gpus", "writer_gpus")  # None: as many as there are
 
 
 def add_output_flags(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +54,31 @@ def check_ours(folder: Folder, ours: str, *theirs: str) -> None:
             raise InputError(f"{folder.uri}: holds something else ({name}); choose another --output")
 
 
-def ended(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """The exit code of ``run``; an Ip2pError is said in one line and gives 1."""
+def look_around(args: argparse.Namespace, gpu_gib: float = 0.0) -> None:
+    """Say on stderr what the doctor warns of here. Raises JobError for what it knows to fail."""
+    from ip2p.doctor.finding import ERROR, WARNING
+    from ip2p.doctor.start import start_findings, told
+
+    asked = vars(args)
+    gpus = [asked[name] for name in GPU_FLAGS if name in asked]
+    # On a cluster the work is done elsewhere; there each worker says what it meets.
+    here = not (os.environ.get("RAY_ADDRESS") or asked.get("via_serve"))
+    wanted = not gpus or any(each != 0 for each in gpus)
+    found = list(start_findings(str(asked.get("output", "")), here and wanted, gpu_gib))
+    for one in found:
+        if one.level == WARNING and not asked.get("quiet"):
+            print(f"warning: {told(one)}", file=sys.stderr)
+    if errors := [told(one) for one in found if one.level == ERROR]:
+        raise JobError("\nerror: ".join(errors))
+
+
+def ended(run: Callable[[argparse.Namespace], int], args: argparse.Namespace, gpu_gib: float = 0.0) -> int:
+    """The exit code of ``run``; an Ip2pError is said in one line and gives 1.
+
+    The quick part of `ip2p doctor` comes first; ``gpu_gib`` is about what the work takes of a GPU.
+    """
     try:
+        look_around(args, gpu_gib)
         return run(args)
     except Ip2pError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,6 +36,13 @@ WORKER_DEATHS = 4  # deaths of its worker after which a shard is given up: it ma
 FAILURES_IN_A_ROW = 5  # failed shards without a good one between them after which the job stops
 # Shards handed to Ray at a time. Each costs the driver 15 kB while Ray knows it; between windows actors load anew.
 WINDOW = 4096
+# Until the cluster has missed a node that was lost (15 to 65 s), calls of its actors fail. Ray waits 0.1 s before it
+# tries again, then twice that: all WORKER_DEATHS tries would be spent within a second, and the shards given up. With
+# these they last for 70 s. Ray reads them when it is imported.
+PATIENCE = {
+    "RAY_task_actor_unavailable_retry_delay_base_ms": "10000",
+    "RAY_task_actor_unavailable_retry_max_delay_ms": "60000",
+}
 # Addresses, never keys: what a runtime environment holds can be read on the dashboard.
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 
@@ -149,6 +156,8 @@ def connect() -> None:
     """Join the cluster that RAY_ADDRESS names, or start a private one that ends, with its folder, when we do."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     private = not os.environ.get("RAY_ADDRESS")
     # A token of its own in the environment, before Ray is imported and reads it: left to itself Ray writes one into the
     # home folder.

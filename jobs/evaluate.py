@@ -87,9 +87,11 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     from ip2p.editing.editor import check_settings
     from ip2p.evaluation.trade_off import IMAGE_GUIDANCE_SCALES
     from ip2p.models.components import model_folder, own_scales
+    from ip2p.models.preflight import check_edit_files
     from jobs._ray_evaluate import Settings
 
     own_text, own_image = own_scales(model_folder("edit_model", args.model, setting="--model"))
+    check_edit_files(args.model)
     text_scales = args.cfg_text or [own_text]
     image_scales = args.cfg_image or (list(IMAGE_GUIDANCE_SCALES) if args.curve else [own_image])
     for s_t in text_scales:

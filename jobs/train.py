@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.config import EMBEDDED
+from ip2p.doctor.accelerator import NEEDED_GIB
 from ip2p.errors import DatasetError, InputError, JobError
 from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.training.recipe import TRAINING_RECIPES, TrainingRecipe, load_training_recipe, training_recipe_from_json
@@ -73,7 +74,8 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return ended(run, arguments(argv))
+    args = arguments(argv)
+    return ended(run, args, NEEDED_GIB.get(args.recipe, 0.0))
 
 
 def run(args: argparse.Namespace) -> int:

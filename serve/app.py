@@ -10,6 +10,7 @@ Ingress and engine are one deployment: a picture crosses one process less, and a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import typing
 from pathlib import Path
@@ -18,12 +19,15 @@ import ray
 from ray import serve
 from ray.serve.config import AutoscalingContext
 
-from ip2p.errors import InputError
+from ip2p.doctor.finding import ERROR, WARNING
+from ip2p.doctor.start import check_served, start_findings, told
+from ip2p.errors import CheckpointError, DeviceError, InputError
 from serve.edit_board import EditBoard, Record
 from serve.engines import Engines
 from serve.http import create_app
 from serve.settings import Settings, load_check, named_model, read_keys
 
+log = logging.getLogger("ip2p.serve")
 BOARD = "ip2p-edit-board"
 WORK = "queued_s"  # the name under which replicas tell the autoscaler of their work
 
@@ -59,6 +63,7 @@ class EditReplica:
 
             torch.set_num_threads(max(1, math.floor(arguments.num_cpus)))
         self.settings = settings_of(arguments)
+        look_around(self.settings, gpu=arguments.num_gpus > 0)
         announce = serve.multiplexed(max_num_models_per_replica=self.settings.models_held)(_held)
         self.engines = Engines(self.settings, announce)
         # Ready means warm: Serve sends nothing here before this returns.
@@ -75,6 +80,15 @@ class EditReplica:
         """Raises where this replica must be replaced."""
         if not self.engines.work():
             raise RuntimeError("an engine has stopped or lost its device")
+
+
+def look_around(settings: Settings, gpu: bool) -> None:
+    """The quick part of `ip2p doctor` on a replica's node. Raises CheckpointError or DeviceError before any load."""
+    for one in [check_served(settings.models.values()), *start_findings(gpu=gpu)]:
+        if one.level == WARNING:
+            log.warning(told(one))
+        if one.level == ERROR:
+            raise (CheckpointError if one.name == "edit model" else DeviceError)(told(one))
 
 
 async def _held(model_id: str) -> str:

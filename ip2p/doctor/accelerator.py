@@ -30,7 +30,7 @@ def check_driver(command: str = "nvidia-smi") -> Finding:
     """The GPUs that the driver sees, against those that torch can use."""
     import torch
 
-    answer = _driver(command)
+    answer = read_driver(command)
     usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if answer is None:
         if usable:
@@ -42,7 +42,7 @@ def check_driver(command: str = "nvidia-smi") -> Finding:
         return error("gpu", f"driver {driver} is there, torch was built for the CPU only", remedy)
     if usable:
         return fine("gpu", f"{usable} GPUs, {torch.cuda.get_device_name(0)}, driver {driver} (up to CUDA {newest})")
-    if newest and _number(newest) < _number(torch.version.cuda):
+    if newest and version_number(newest) < version_number(torch.version.cuda):
         remedy = f"install a driver for CUDA {torch.version.cuda} or newer, or a torch that was built for CUDA {newest}"
         return error(
             "gpu", f"driver {driver} knows CUDA up to {newest}, torch was built for {torch.version.cuda}", remedy
@@ -67,7 +67,7 @@ def check_gpu_memory(recipe: str) -> Finding:
     return fine("gpu memory", found)
 
 
-def _driver(command: str) -> tuple[str, str] | None:
+def read_driver(command: str) -> tuple[str, str] | None:
     """The driver's version and the newest CUDA it knows; None where there is no working driver."""
     if shutil.which(command) is None:
         return None
@@ -80,5 +80,5 @@ def _driver(command: str) -> tuple[str, str] | None:
     return (driver[1], newest[1] if newest else "") if done.returncode == 0 and driver else None
 
 
-def _number(version: str) -> tuple[int, ...]:
+def version_number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall("[0-9]+", version)[:2])

@@ -49,6 +49,14 @@ def check_edit_model(name: str) -> dict[str, str]:
     return {**_component_ids(folder), "scales": " ".join(f"{scale:g}" for scale in own_scales(folder))}
 
 
+def check_edit_files(name: str) -> None:
+    """That an edit model's files are there and as long as they should be; nothing is hashed. Raises likewise."""
+    folder = model_folder("edit_model", name, setting="--ckpt")
+    check_edit_width(folder)
+    for part, stem in COMPONENTS.items():
+        find_weights(folder / part, stem)
+
+
 def _component_ids(folder: Path) -> dict[str, str]:
     ids = {part: weights_sha256(find_weights(folder / part, stem).files) for part, stem in COMPONENTS.items()}
     read_scheduler_config(folder / "scheduler" / "scheduler_config.json")
