@@ -278,20 +278,23 @@ class S3Folder:
         return sorted(name for name, _ in self.versions(prefix))
 
     def versions(self, prefix: str = "") -> Iterator[tuple[str, str]]:
-        skip = len(self.prefix) + 1 if self.prefix else 0
+        for name, item in self._objects(prefix):
+            yield name, item["ETag"].strip('"')
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """All names, each with its bytes."""
+        for name, item in self._objects(""):
+            yield name, int(item["Size"])
+
+    def _objects(self, prefix: str) -> Iterator[tuple[str, typing.Any]]:
+        """Names that begin with ``prefix``, each with what the store says of it; a page at a time."""
+        skip = len(self._key(""))
         pages = iter(
             self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
         )
         while page := self._call("list", prefix, lambda: next(pages, None)):
             for item in page.get("Contents", ()):
-                yield item["Key"][skip:], item["ETag"].strip('"')
-
-    def sizes(self) -> Iterator[tuple[str, int]]:
-        """All names, each with its bytes."""
-        pages = iter(self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key("")))
-        while page := self._call("list", "", lambda: next(pages, None)):
-            for one in page.get("Contents", ()):
-                yield one["Key"][len(self._key("")) :], int(one["Size"])
+                yield item["Key"][skip:], item
 
     @contextmanager
     def opened(self, name: str, start: int, version: str) -> Iterator[tuple[typing.Any, int, int, str]]:

@@ -18,7 +18,7 @@ import tempfile
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ip2p.config import Placement, Recipe
@@ -53,6 +53,31 @@ class FailedShard:
 
     name: str
     why: str
+
+
+def good_shards(finished: Iterable[T | FailedShard], say: Callable[[str], object]) -> Iterator[T]:
+    """The shards of ``finished`` that came to something; of the others ``say`` is told as they come.
+
+    Raises JobError at the end if there were any, and at once after FAILURES_IN_A_ROW of them: what fails again and
+    again is not one shard's fault.
+    """
+    failed: list[FailedShard] = []
+    in_a_row = 0
+    for done in finished:
+        if not isinstance(done, FailedShard):
+            in_a_row = 0
+            yield done
+            continue
+        failed.append(done)
+        in_a_row += 1
+        say(f"error: shard {done.name}: {done.why}")
+        if in_a_row == FAILURES_IN_A_ROW:
+            break
+    if failed:
+        raise JobError(
+            f"{len(failed)} shards failed, the first of them {failed[0].name}: {failed[0].why}; "
+            "what is finished stays; run the same command again to go on with the others"
+        )
 
 
 class WriteShard:

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ip2p.config import Triplets
-from ip2p.errors import Ip2pError, TrainingError
 from ip2p.schema import Triplet
 from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.triplets.fine_tuning import FineTuning
-from jobs._ray import pack, unpack
-from jobs._ray_train import MetricsFile
+from jobs._ray_train import MetricsFile, run_worker
 
 MODEL, SAMPLES = "model", "samples.jsonl"
 
@@ -38,25 +36,12 @@ class FineTuneWork:
 
 
 def worker_loop(settings: dict[str, typing.Any]) -> None:
-    """Ray Train's loop per worker. An error that the user can mend is told, then raised so that all workers stop."""
-    import ray
-    import torch
+    """Ray Train's loop per worker."""
 
-    board, work = settings["board"], unpack(settings["work"])
-    if ray.get(board.failure.remote()) is not None:
-        return  # the run has ended; Ray only does not know yet that trying again is of no use
-    try:
-        _fine_tune(work, board)
-    except torch.OutOfMemoryError as error:
-        said = TrainingError(
-            f"the device's memory is full with --micro-batch {work.micro_batch}; halve it, or train fewer weights with "
-            "--set lora_rank=16"
-        )
-        ray.get(board.fail.remote(pack(said)))
-        raise said from error
-    except Ip2pError as error:
-        ray.get(board.fail.remote(pack(error)))
-        raise
+    def smaller(work: FineTuneWork) -> str:
+        return f"with --micro-batch {work.micro_batch}; halve it, or train fewer weights with --set lora_rank=16"
+
+    run_worker(settings, _fine_tune, smaller)
 
 
 def _fine_tune(work: FineTuneWork, board: typing.Any) -> None:

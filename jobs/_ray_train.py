@@ -121,7 +121,24 @@ def encode_parts(
 
 
 def worker_loop(settings: dict[str, typing.Any]) -> None:
-    """Ray Train's loop per worker. An error that the user can mend is told, then raised so that all workers stop."""
+    """Ray Train's loop per worker."""
+
+    def smaller(work: Work) -> str:
+        half = max(1, work.recipe.micro_batch // 2)
+        return f"with micro_batch={work.recipe.micro_batch}; `--set micro_batch={half}` or --gradient-checkpointing"
+
+    run_worker(settings, _train, smaller)
+
+
+def run_worker(
+    settings: dict[str, typing.Any],
+    train: Callable[[typing.Any, typing.Any], None],
+    smaller: Callable[[typing.Any], str],
+) -> None:
+    """``train(work, board)``. An error that the user can mend is told, then raised so that all workers stop.
+
+    ``smaller`` says of a work whose device ran out of memory how much it asked for, and how to ask for less.
+    """
     import ray
     import torch
 
@@ -129,12 +146,9 @@ def worker_loop(settings: dict[str, typing.Any]) -> None:
     if ray.get(board.failure.remote()) is not None:
         return  # the run has ended; Ray only does not know yet that trying again is of no use
     try:
-        _train(work, board)
+        train(work, board)
     except torch.OutOfMemoryError as error:
-        said = TrainingError(
-            f"the device's memory is full with micro_batch={work.recipe.micro_batch}; "
-            f"`--set micro_batch={max(1, work.recipe.micro_batch // 2)}` or --gradient-checkpointing"
-        )
+        said = TrainingError(f"the device's memory is full {smaller(work)}")
         ray.get(board.fail.remote(pack(said)))
         raise said from error
     except Ip2pError as error:

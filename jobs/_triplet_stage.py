@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 
 from ip2p.config import Recipe, load_recipe, overridden
-from ip2p.errors import InputError, JobError
+from ip2p.errors import InputError
 from ip2p.storage import Folder, open_folder
 from jobs._command import check_ours, located
 from jobs._progress import Progress
@@ -111,30 +111,17 @@ def work(
     args: argparse.Namespace, run: WritingRun, pacing: Pacing, folder: Folder, shards: Sequence[Shard], captions: int
 ) -> None:
     """Write ``shards``, showing progress. Raises JobError at the end if some failed."""
-    from jobs._ray import FAILURES_IN_A_ROW, FailedShard, connect, default_placement
+    from jobs._ray import connect, default_placement, good_shards
 
     connect()
     wanted = {"lm_actors": args.writers, "lm_gpus": args.writer_gpus}
     placement = default_placement(**{name: value for name, value in wanted.items() if value is not None})
     left = sum(len(shard.rows) for shard in shards)
-    failed: list[FailedShard] = []
-    in_a_row, accepted, cost = 0, 0, 0.0
+    accepted, cost = 0, 0.0
     with Progress(captions, "captions", captions - left, args.quiet, args.json) as progress:
-        for done in _written(args, run, pacing, placement, folder, shards):
-            in_a_row = in_a_row + 1 if isinstance(done, FailedShard) else 0
-            if isinstance(done, FailedShard):
-                failed.append(done)
-                progress.say(f"error: shard {done.name}: {done.why}")
-                if in_a_row == FAILURES_IN_A_ROW:
-                    break
-                continue
+        for done in good_shards(_written(args, run, pacing, placement, folder, shards), progress.say):
             accepted, cost = accepted + done.accepted, cost + done.cost
             progress.tell(done.captions, triplets=accepted, **({"cost": round(cost, 4)} if cost else {}))
-    if failed:
-        raise JobError(
-            f"{len(failed)} shards failed, the first of them {failed[0].name}: {failed[0].why}; "
-            "what is finished stays; run the same command again to go on with the others"
-        )
 
 
 def _written(

@@ -22,7 +22,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from ip2p.config import RECIPES, Recipe, load_recipe, recipe_from_json
-from ip2p.errors import InputError, JobError
+from ip2p.errors import InputError
 from ip2p.storage import Folder, open_folder
 from jobs._command import add_output_flags, ended, located, size_range
 from jobs._progress import Progress
@@ -163,28 +163,14 @@ def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, caption
 def _work_on(run: TakenUp, recipe: Recipe, placement: Placement, folder: Folder, progress: Progress) -> None:
     """Add each shard that gets done to ``run``. Raises JobError at the end if some failed."""
     from ip2p.dataset.shards import run_id_of
-    from jobs._ray import FAILURES_IN_A_ROW, FailedShard, run_shards
+    from jobs._ray import good_shards, run_shards
 
     totals = run.totals
     evals_before, started = totals.row_evals, time.monotonic()
-    failed: list[FailedShard] = []
-    in_a_row = 0
-    for done in run_shards(run.todo, recipe, placement, folder.uri, run_id_of(recipe)):
-        in_a_row = in_a_row + 1 if isinstance(done, FailedShard) else 0
-        if isinstance(done, FailedShard):
-            failed.append(done)
-            progress.say(f"error: shard {done.name}: {done.why}")
-            if in_a_row == FAILURES_IN_A_ROW:
-                break  # what fails again and again is not one shard's fault
-        else:
-            run.add(done)
-            rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
-            progress.tell(done.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
-    if failed:
-        raise JobError(
-            f"{len(failed)} shards failed, the first of them {failed[0].name}: {failed[0].why}; "
-            "what is finished stays; run the same command again to go on with the others"
-        )
+    for done in good_shards(run_shards(run.todo, recipe, placement, folder.uri, run_id_of(recipe)), progress.say):
+        run.add(done)
+        rate = (totals.row_evals - evals_before) / (time.monotonic() - started)
+        progress.tell(done.prompts, kept_pairs=totals.kept_pairs, row_evals_per_s=round(rate))
 
 
 def _asked(args: argparse.Namespace) -> dict[str, typing.Any]:

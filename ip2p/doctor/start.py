@@ -69,6 +69,7 @@ def check_free_memory(gpu_gib: float, command: str = "nvidia-smi") -> Finding:
 
 def check_served(models: Iterable[str]) -> Finding:
     """Whether every model of a server is an edit model with whole files; its sums are compared when it is loaded."""
+    from ip2p.doctor.weights import refused
     from ip2p.errors import Ip2pError
     from ip2p.models.preflight import check_edit_files
 
@@ -77,8 +78,7 @@ def check_served(models: Iterable[str]) -> Finding:
         try:
             check_edit_files(name)
         except Ip2pError as problem:
-            found, _, remedy = str(problem).rpartition("; ")
-            return error("edit model", found, remedy)
+            return refused("edit model", problem)
     return fine("edit model", f"{', '.join(names)}: whole")
 
 

@@ -13,7 +13,7 @@ def check_edit_weights(ckpt: str) -> Finding:
     try:
         ids = check_edit_model(ckpt)
     except Ip2pError as problem:
-        return _refused("edit model", problem)
+        return refused("edit model", problem)
     return fine("edit model", f"{ckpt}: whole, UNet {ids['unet'][:12]}")
 
 
@@ -24,10 +24,11 @@ def check_recipe_weights(recipe: str, overrides: tuple[str, ...] = ()) -> Findin
     try:
         ids = check_model_files(load_recipe(recipe, list(overrides)))
     except Ip2pError as problem:
-        return _refused("weights", problem)
+        return refused("weights", problem)
     return fine("weights", f"{recipe}: {', '.join(sorted(ids))} are whole")
 
 
-def _refused(name: str, problem: Ip2pError) -> Finding:
+def refused(name: str, problem: Ip2pError) -> Finding:
+    """``problem`` parted into what was found and the remedy."""
     found, _, remedy = str(problem).rpartition("; ")
     return error(name, found or str(problem), remedy if found else "name other weights")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ip2p.config import EMBEDDED, Recipe, Triplets
@@ -15,7 +14,7 @@ from ip2p.triplets.answers import Answer, Answers
 from ip2p.triplets.budget import Budget, Pace, Prices
 from ip2p.triplets.format import chat_messages
 from ip2p.triplets.judge import MAX_TOKENS, Judge, Question, question_messages
-from ip2p.triplets.stage import Writer
+from ip2p.triplets.stage import Writer, text_window
 from ip2p.triplets.writing import WriteRequests, Writing, WritingRun
 from ip2p.triplets.written import cost_so_far
 
@@ -42,7 +41,7 @@ def language_model_stage(run: WritingRun, device: str, writer: Writer | None = N
     recipe = run.recipe
     writer = writer or LanguageModelWriter(recipe.models.triplet_lm, recipe.triplets, recipe.seed, device)
     judge = _language_model_judge(run, device, writer) if run.writing.judge else None
-    return WriteRequests(run, writer, text_window(recipe), judge)
+    return WriteRequests(run, writer, _window_of(recipe), judge)
 
 
 def http_stage(run: WritingRun, pacing: Pacing, folder: Folder) -> WriteRequests:
@@ -60,7 +59,7 @@ def http_stage(run: WritingRun, pacing: Pacing, folder: Folder) -> WriteRequests
         recipe.triplets, recipe.seed, messages=chat_messages if writing.http_chat else None, **shared
     )  # fmt: skip
     if not writing.judge:
-        return WriteRequests(run, writer, text_window(recipe), None, writer.usage)
+        return WriteRequests(run, writer, _window_of(recipe), None, writer.usage)
     asker = HttpWriter(
         _brief(recipe.triplets), recipe.seed, messages=question_messages if writing.http_chat else None, **shared
     )  # fmt: skip
@@ -72,19 +71,14 @@ def http_stage(run: WritingRun, pacing: Pacing, folder: Folder) -> WriteRequests
             written.completion_tokens + judged.completion_tokens, written.cost + judged.cost,
         )  # fmt: skip
 
-    return WriteRequests(run, writer, text_window(recipe), Judge(asker), usage)
+    return WriteRequests(run, writer, _window_of(recipe), Judge(asker), usage)
 
 
-def text_window(recipe: Recipe) -> Window:
+def _window_of(recipe: Recipe) -> Window:
     """Counts tokens as the recipe's text encoder does, or as published CLIP models do where it names none."""
     from ip2p.triplets.seed import published_clip_window
-    from ip2p.triplets.stage import clip_window
 
-    if not recipe.models.text_to_image:
-        return published_clip_window()
-    from ip2p.models.components import model_folder
-
-    return clip_window(Path(model_folder("text_to_image", recipe.models.text_to_image)) / "tokenizer")
+    return text_window(recipe) if recipe.models.text_to_image else published_clip_window()
 
 
 def _language_model_judge(run: WritingRun, device: str, writer: Writer) -> Judge:

@@ -56,7 +56,7 @@ class WriteTriplets:
             import torch
 
             torch.set_num_threads(threads)
-        self.window = window or _text_window(recipe)
+        self.window = window or text_window(recipe)
         self.given = recipe.triplets.writer == "given"
         self.writer = None if self.given else writer or _writer_of(recipe, device)
 
@@ -155,7 +155,8 @@ def _writer_of(recipe: Recipe, device: str) -> Writer:
     return LanguageModelWriter(recipe.models.triplet_lm, recipe.triplets, recipe.seed, device)
 
 
-def _text_window(recipe: Recipe) -> Window:
+def text_window(recipe: Recipe) -> Window:
+    """Counts tokens as the recipe's text encoder does."""
     from ip2p.models.components import model_folder
 
     return clip_window(model_folder("text_to_image", recipe.models.text_to_image) / "tokenizer")

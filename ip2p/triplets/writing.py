@@ -87,7 +87,7 @@ class WritingRun:
     writing: Writing
 
     def to_json(self) -> str:
-        """The fields that matter to the texts; written as ``recipe.json`` beside them."""
+        """The fields that matter to the texts; written as ``triplet_run.json`` beside them."""
         recipe = self.recipe
         fields = {"seed": recipe.seed, "triplet_lm": recipe.models.triplet_lm}
         fields |= {"triplets": dataclasses.asdict(recipe.triplets), "writing": dataclasses.asdict(self.writing)}

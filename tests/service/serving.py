@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import re
@@ -23,7 +22,6 @@ import numpy as np
 import psutil
 import requests
 import uvicorn
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from ip2p.editing.edit_bank import EditBank
@@ -33,6 +31,7 @@ from ip2p.images import decode_image
 from serve.engines import Engines
 from serve.http import create_app
 from serve.settings import Settings
+from tests.pictures import file_of, pixels
 
 ROOT = Path(__file__).resolve().parents[2]
 EDITS = "/v1/images/edits"
@@ -52,17 +51,6 @@ def until(holds: Callable[[], typing.Any], what: str = "", seconds: float = PATI
 
 
 # ---- pictures
-
-
-def pixels(seed: int = 0, width: int = 16, height: int = 16) -> np.ndarray:
-    """Random ones, ``(height, width, 3)``."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def file_of(picture: np.ndarray | Image.Image, image_format: str = "PNG", **options: typing.Any) -> bytes:
-    made, buffer = picture if isinstance(picture, Image.Image) else Image.fromarray(picture), io.BytesIO()
-    made.save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 PICTURE = file_of(pixels())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 import typing
@@ -10,11 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ip2p.batch.item import EditSettings, Item, item_of
 from ip2p.editing.edit_request import EditRequest
 from ip2p.storage import LocalFolder
+from tests.pictures import file_of, pixels
 
 NOTHING = Item(0, "", "", "", "", EditSettings())
 MODEL = "a model"
@@ -33,17 +32,6 @@ def until(holds: Callable[[], typing.Any], what: str = "") -> typing.Any:
 def read(values: dict[str, object] | None = None, **fields: object) -> Item:
     """The item of a row that has an image and an instruction, and ``values`` and ``fields``."""
     return item_of({"image": "/in/a.png", "instruction": "make it night", **(values or {}), **fields}, 1, NOTHING)
-
-
-def pixels(seed: int = 0, width: int = 16, height: int = 16) -> np.ndarray:
-    """Random ones, ``(height, width, 3)``."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def file_of(picture: np.ndarray | Image.Image, image_format: str = "PNG", **options: typing.Any) -> bytes:
-    made, buffer = picture if isinstance(picture, Image.Image) else Image.fromarray(picture), io.BytesIO()
-    made.save(buffer, image_format, **options)
-    return buffer.getvalue()
 
 
 def items_in(folder: Path, count: int, **fields: object) -> list[Item]:
