@@ -63,7 +63,7 @@ def engine_alone(manifest: Path) -> dict[str, float]:
 
     from ip2p.batch.editing import EngineEditing
     from ip2p.editing.edit_request import EditRequest
-    from ip2p.editing.pictures import read_picture
+    from ip2p.pictures import read_picture
 
     torch.set_num_threads(os.cpu_count() or 1)
     editing = EngineEditing("embedded", "float32", "cpu", ROWS)

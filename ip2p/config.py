@@ -55,6 +55,7 @@ class Pairs:
     steps: int = 100
     sampler: str = "euler_ancestral"  # euler_ancestral | dpmpp_2m
     p2p_mode: str = "self"  # self (released code) | cross (paper) | off
+    original: str = "painted"  # painted | given: the picture at the caption's url, by edit-friendly inversion
     p2p_min: float = 0.1
     p2p_max: float = 0.9
     guidance_min: float = 7.5
@@ -237,6 +238,11 @@ def check_recipe(recipe: Recipe) -> None:
         (pairs.candidates_per_call >= 1, "pairs.candidates_per_call must be at least 1"),
         (pairs.sampler in ("euler_ancestral", "dpmpp_2m"), "pairs.sampler is euler_ancestral or dpmpp_2m"),
         (pairs.p2p_mode in ("self", "cross", "off"), "pairs.p2p_mode is self, cross or off"),
+        (pairs.original in ("painted", "given"), "pairs.original is painted or given"),
+        (
+            pairs.original == "painted" or pairs.sampler == "euler_ancestral",
+            "pairs.original=given goes the steps of pairs.sampler=euler_ancestral",
+        ),
         (0 <= pairs.p2p_min <= pairs.p2p_max <= 1, "pairs.p2p_min and p2p_max lie in 0..1, min first"),
         (0 <= pairs.guidance_min <= pairs.guidance_max, "pairs.guidance_min and guidance_max are >= 0, min first"),
         (pairs.resolution > 0 and pairs.resolution % 8 == 0, "pairs.resolution is a multiple of 8 pixels"),

@@ -52,6 +52,19 @@ def decode_image(data: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB"))
 
 
+def square(pixels: np.ndarray, side: int, chance: float = 0.5) -> np.ndarray:
+    """``(H, W, 3)`` uint8 to ``(side, side, 3)``: the longer side is cropped, then Lanczos. Nothing is stretched.
+
+    ``chance``, 0..1, is where the crop lies: 0 left or top, 0.5 in the middle.
+    """
+    height, width = pixels.shape[:2]
+    short = min(height, width)
+    # Whole pixels: where nothing has to be resized, nothing is resampled.
+    left, top = round(chance * (width - short)), round(chance * (height - short))
+    box = (left, top, left + short, top + short)
+    return np.asarray(Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS, box=box))
+
+
 def to_uint8(unit: np.ndarray) -> np.ndarray:
     """``[0, 1]`` float to 0..255, rounded to nearest (the original truncates, which darkens by half a step)."""
     return np.rint(np.clip(unit, 0.0, 1.0) * 255.0).astype(np.uint8)

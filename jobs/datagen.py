@@ -12,6 +12,7 @@ rows or prompts could not be used, or nothing was kept (see summary.json); 1: st
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -113,16 +114,22 @@ def _difference(there: Recipe, here: Recipe) -> str:
 
 def read_input(args: argparse.Namespace, recipe: Recipe) -> CaptionFile:
     from ip2p.postcards.captions import postcard_captions
-    from ip2p.triplets.captions import read_captions, read_triplets
+    from ip2p.triplets.captions import read_captions, read_triplets, with_pictures
 
     if args.prompts is not None and args.prompts < 1:
         raise InputError(f"--prompts must be at least 1, got {args.prompts}")
     if args.captions and args.triplets:
         raise InputError("--captions and --triplets exclude each other")
+    given = recipe.pairs.original == "given"
     if args.captions or args.triplets:
         if recipe.triplets.writer == "given":
-            return read_triplets(args.captions or args.triplets, args.prompts)
-        return read_captions(args.captions, args.prompts, given=False)
+            found = read_triplets(args.captions or args.triplets, args.prompts)
+        else:
+            found = read_captions(args.captions, args.prompts, given=False)
+        # Workers have other working directories.
+        return with_pictures(dataclasses.replace(found, uri=located(found.uri))) if given else found
+    if given:
+        raise InputError("pairs.original=given needs --captions or --triplets FILE with a column url: the pictures")
     if recipe.name != "postcard" or recipe.triplets.writer == "given":
         raise InputError(f"--recipe {recipe.name} needs --captions or --triplets FILE (.jsonl, .csv, .parquet, .txt)")
     return postcard_captions(args.prompts or 24, recipe.seed)

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ip2p.editing.edit_request import EditRequest
-from ip2p.editing.pictures import decode_mask, decode_picture
 from ip2p.errors import InputError
 from ip2p.images import FORMATS
 from ip2p.pairs.sampling import SAMPLERS
+from ip2p.pictures import decode_mask, decode_picture
 from serve.api_errors import ApiError, api_error
 from serve.settings import Settings
 

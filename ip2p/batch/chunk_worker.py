@@ -26,9 +26,9 @@ from ip2p.batch.failures import ATTEMPTS, FATAL, OWN, Failure, failure_of, meani
 from ip2p.batch.item import Item
 from ip2p.batch.records import DONE, FAILED, Record, write_part
 from ip2p.editing.edit_request import EditRequest
-from ip2p.editing.pictures import decode_mask, decode_picture
 from ip2p.errors import InputError, JobError, PictureError, StorageError
 from ip2p.images import carried_text, encode_image
+from ip2p.pictures import decode_mask, decode_picture
 from ip2p.storage import Folder, open_folder
 
 WINDOW = 32  # items under way

@@ -14,9 +14,9 @@ import numpy as np
 import urllib3
 
 from ip2p.editing.edit_request import EditRequest
-from ip2p.editing.pictures import decode_picture
 from ip2p.errors import EditError, InputError, PictureError, StorageError
 from ip2p.images import encode_image
+from ip2p.pictures import decode_picture
 
 SERVER_TIMEOUT_S = 300.0
 Form = dict[str, str | tuple[str, bytes, str]]

@@ -22,8 +22,8 @@ from ip2p.batch.openai_lines import answer_line
 from ip2p.batch.places import ANSWERS, ERRORS, FAILED_LINES, REJECTED, RESULTS
 from ip2p.batch.records import DONE, Record, Records
 from ip2p.editing.before_after import draw_rows
-from ip2p.editing.pictures import decode_picture, read_picture
 from ip2p.errors import Ip2pError
+from ip2p.pictures import decode_picture, read_picture
 from ip2p.storage import Folder
 
 SHOWN = 12

@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> int:
     """Edit and print what repeats it. Raises an Ip2pError with the remedy where it cannot."""
     from ip2p.editing.before_after import draw_rows
     from ip2p.editing.editor import Editor, check_settings
-    from ip2p.editing.pictures import read_picture
     from ip2p.images import encode_image
     from ip2p.models.components import load_edit_model
+    from ip2p.pictures import read_picture
     from ip2p.storage import LocalFolder
 
     image_format = _format(args.output)

@@ -17,8 +17,8 @@ import torch
 
 from ip2p.config import Recipe
 from ip2p.errors import DeviceError, RecipeError
-from ip2p.images import encode_image, to_uint8
-from ip2p.models.coding import decode_latents, pixels_per_latent, text_state, token_ids
+from ip2p.images import encode_image, square, to_uint8
+from ip2p.models.coding import decode_latents, latents_of, pixels_per_latent, text_state, token_ids
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
 from ip2p.models.device_faults import is_device_fault, is_out_of_memory
 from ip2p.pairs.alignment import align_tokens
@@ -26,8 +26,10 @@ from ip2p.pairs.candidates import draw_candidates
 from ip2p.pairs.clip_similarity import ClipSimilarity
 from ip2p.pairs.filtering import judge, kept_places
 from ip2p.pairs.sampling import PairTexts, SamplerSettings, sample_pairs
+from ip2p.pictures import read_picture
 from ip2p.schema import Candidate
 from ip2p.seeds import stable_id
+from ip2p.storage import sha256 as sha256_of
 
 WRITTEN = ("status", "reason", "error", "candidates", "pairs", "row_evals")
 
@@ -36,6 +38,16 @@ Pictures = tuple[np.ndarray, np.ndarray]
 
 Call = tuple[list[Candidate], list[Pictures | None], int]
 """What one UNet batch gave: scored candidates, their pictures (None where not finite), row-evals."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What all candidates of a prompt are painted from."""
+
+    caption: str
+    edited_caption: str
+    texts: PairTexts
+    given: np.ndarray | None = None  # the original image where it is not painted
 
 
 @dataclass
@@ -73,10 +85,10 @@ class PaintPairs:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Paint a batch of rows.
 
-        Reads prompt_id, caption, edited_caption and status. Rows whose status is set pass through unpainted; the
-        others get status accepted (a pair was kept), exhausted (none was) or error (``error`` says why). Adds the
-        columns candidates (list of dicts, fields of schema.Candidate), pairs (list of dicts, best first, pictures as
-        encoded bytes) and row_evals. All other columns pass through.
+        Reads prompt_id, caption, edited_caption, status, and url where originals are given. Rows whose status is set
+        pass through unpainted; the others get status accepted (a pair was kept), exhausted (none was) or error
+        (``error`` says why). Adds the columns candidates (list of dicts, fields of schema.Candidate), pairs (list of
+        dicts, best first, pictures as encoded bytes) and row_evals. All other columns pass through.
         """
         rows = [{name: column[place] for name, column in batch.items()} for place in range(len(batch["prompt_id"]))]
         painted = [self.paint_row(row) if str(row["status"]) == "" else _unpainted(row) for row in rows]
@@ -87,8 +99,10 @@ class PaintPairs:
         """One prompt. A failure that is the prompt's own becomes status ``error``; a broken device is a DeviceError."""
         prompt_id, caption, edited_caption = (str(row[name]) for name in ("prompt_id", "caption", "edited_caption"))
         try:
-            painted = self.paint(prompt_id, caption, edited_caption)
-            pairs = self._pairs((prompt_id, caption, edited_caption), painted)
+            given = self._given(str(row["url"])) if self.recipe.pairs.original == "given" else None
+            painted = self.paint(prompt_id, caption, edited_caption, given)
+            picture = () if given is None else (sha256_of(given.tobytes()),)
+            pairs = self._pairs((prompt_id, caption, edited_caption, *picture), painted)
         except Exception as error:
             if is_device_fault(error):
                 raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
@@ -104,20 +118,21 @@ class PaintPairs:
         }
 
     @torch.inference_mode()
-    def paint(self, prompt_id: str, caption: str, edited_caption: str) -> Painted:
+    def paint(self, prompt_id: str, caption: str, edited_caption: str, given: np.ndarray | None = None) -> Painted:
         """All candidates of a prompt, judged, with the pictures of those that are kept.
 
+        ``given``, uint8 of the recipe's resolution, is the original image of them all; None where it is painted too.
         Raises the out-of-memory error of a call with a single candidate; larger calls are halved. ``row_evals``
         counts the calls that came through.
         """
         drawn = draw_candidates(self.recipe, prompt_id)
-        texts = self._texts(caption, edited_caption)
+        prompt = Prompt(caption, edited_caption, self._texts(caption, edited_caption), given)
         painted = Painted()
         per_call = self.recipe.pairs.candidates_per_call
         while len(painted.candidates) < len(drawn):
             place = len(painted.candidates)
             call = drawn[place : place + per_call]
-            done = self._paint_call_if_it_fits(texts, call, caption, edited_caption)
+            done = self._paint_call_if_it_fits(prompt, call)
             if done is None:
                 per_call = len(call) // 2
             else:
@@ -132,12 +147,10 @@ class PaintPairs:
         painted.pictures = {k: painted.pictures[k] for k in kept_places(painted.candidates)}
         painted.row_evals += row_evals
 
-    def _paint_call_if_it_fits(
-        self, texts: PairTexts, call: Sequence[Candidate], caption: str, edited_caption: str
-    ) -> Call | None:
+    def _paint_call_if_it_fits(self, prompt: Prompt, call: Sequence[Candidate]) -> Call | None:
         """None where the call ran out of memory and can still be made smaller."""
         try:
-            return self._paint_call(texts, call, caption, edited_caption)
+            return self._paint_call(prompt, call)
         except (MemoryError, RuntimeError) as error:
             if len(call) == 1 or not is_out_of_memory(error):
                 raise
@@ -146,19 +159,37 @@ class PaintPairs:
             torch.cuda.empty_cache()
         return None
 
-    def _paint_call(self, texts: PairTexts, call: Sequence[Candidate], caption: str, edited_caption: str) -> Call:
+    def _paint_call(self, prompt: Prompt, call: Sequence[Candidate]) -> Call:
         latents, row_evals = sample_pairs(
             self.model.unet,
-            _for_candidates(texts, len(call)),
+            _for_candidates(prompt.texts, len(call)),
             seeds=[candidate.seed for candidate in call],
             p2p_thresholds=[candidate.p2p_threshold for candidate in call],
             guidance_scales=[candidate.guidance_scale for candidate in call],
             settings=self.settings,
+            originals=None if prompt.given is None else self._latents_of(prompt.given).expand(len(call), -1, -1, -1),
         )
         # Pair by pair, so that the decoder's memory (most of it at 512 pixels) does not grow with the call.
-        decoded = [self.decode(pair) for pair in latents]
-        scored = [self._scored(*one, caption, edited_caption) for one in zip(call, decoded, strict=True)]
+        decoded = [self._decoded(pair, prompt.given) for pair in latents]
+        scored = [self._scored(*one, prompt.caption, prompt.edited_caption) for one in zip(call, decoded, strict=True)]
         return scored, [_as_pictures(images) for images in decoded], row_evals
+
+    def _given(self, uri: str) -> np.ndarray:
+        """The picture at ``uri``, cropped in the middle and brought to the recipe's resolution."""
+        return square(read_picture(uri), self.recipe.pairs.resolution)
+
+    def _latents_of(self, picture: np.ndarray) -> torch.Tensor:
+        """The mode of one picture's posterior, shifted and scaled as the UNet expects, ``(1, C, h, w)``."""
+        config = self.model.vae.config
+        shift = getattr(config, "shift_factor", None) or 0.0
+        return (latents_of(self.model.vae, [picture]) - shift) * config.scaling_factor
+
+    def _decoded(self, pair: torch.Tensor, given: np.ndarray | None) -> torch.Tensor:
+        """Both images of a pair; a given one is what it was before the autoencoder saw it."""
+        if given is None:
+            return self.decode(pair)
+        original = torch.from_numpy(np.array(given)).to(pair.device).permute(2, 0, 1)[None] / 255.0
+        return torch.cat([original, self.decode(pair[1:])])
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents ``(n, C, h, w)`` to images ``(n, 3, H, W)`` float32 in [0, 1]; NaN and Inf stay what they are."""
@@ -188,7 +219,7 @@ class PaintPairs:
         """``(T, D)`` float32: the last hidden states, after the final norm."""
         return text_state(self.model.text_encoder, ids)
 
-    def _pairs(self, identity: tuple[str, str, str], painted: Painted) -> list[dict[str, typing.Any]]:
+    def _pairs(self, identity: tuple[str, ...], painted: Painted) -> list[dict[str, typing.Any]]:
         pairs = []
         for rank, place in enumerate(kept_places(painted.candidates)):
             known = dataclasses.asdict(painted.candidates[place])
@@ -202,10 +233,11 @@ class PaintPairs:
             )
         return pairs
 
-    def _pair_id(self, identity: tuple[str, str, str], candidate: Candidate) -> str:
+    def _pair_id(self, identity: tuple[str, ...], candidate: Candidate) -> str:
         """The same pictures get the same id on a retry; other texts, weights or settings get another one.
 
-        ``identity``: prompt_id, caption and edited caption, because a prompt_id can stand for the caption alone.
+        ``identity``: prompt_id, caption and edited caption, because a prompt_id can stand for the caption alone, and
+        the sum of the original image where it is given.
         """
         drawn = (candidate.seed, candidate.p2p_threshold, candidate.guidance_scale)
         settings = self.settings

@@ -2,7 +2,8 @@
 
 InstructPix2Pix, section 3.1.2, as the released code runs it: Euler-ancestral on denoised predictions, guidance on
 those too, one x_T and one stream of noise per pair, attention shared while ``i / (steps - 1) < p``. Where the released
-code paints one pair at a time this file paints N, and each comes out as if it were alone. No decoding, no scoring.
+code paints one pair at a time this file paints N, and each comes out as if it were alone. Where originals are given,
+``ip2p.pairs.given_originals`` takes the steps. No decoding, no scoring.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ip2p.pairs.alignment import Alignment
+from ip2p.pairs.given_originals import edit_given
 from ip2p.pairs.prompt_to_prompt import PromptToPrompt
 from ip2p.pairs.sigmas import sample_timesteps, sigma_table
 
@@ -50,21 +52,29 @@ def sample_pairs(
     p2p_thresholds: Sequence[float],
     guidance_scales: Sequence[float],
     settings: SamplerSettings,
+    originals: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, int]:
-    """Paint N pairs; returns latents ``(N, 2, C, h, w)``, original first, and the number of UNet rows that were run.
+    """Paint N pairs, or the edits of N ``originals``.
+
+    Returns latents ``(N, 2, C, h, w)``, original first, and the number of UNet rows that were run.
 
     Latents are float32 between calls, whatever the UNet's precision below that (float64 for a float64 UNet).
 
     A candidate's noise comes from its own CPU generator: x_T ``(C, h, w)``, then one draw a step, the same for both
     pictures of the pair. So a candidate does not depend on its neighbours, beyond the rounding of batched arithmetic.
+    ``originals`` ``(N, C, h, w)`` are scaled latents; theirs are the steps of ancestral Euler, whatever ``settings``
+    says.
     """
     noise = PairNoise(seeds, settings.latent_shape, unet.device, torch.promote_types(unet.dtype, torch.float32))
     sigmas = sigma_table(settings.scheduler_config, settings.steps).tolist()
-    start = noise().repeat(1, 2, 1, 1, 1) * sigmas[0]
     sharing = PromptToPrompt(unet, settings.p2p_mode)
     with sharing.installed():
         denoise = PairDenoiser(unet, sharing, texts, p2p_thresholds, guidance_scales, settings)
-        latents = SAMPLERS[settings.sampler](denoise, start, sigmas, noise)
+        if originals is None:
+            start = noise().repeat(1, 2, 1, 1, 1) * sigmas[0]
+            latents = SAMPLERS[settings.sampler](denoise, start, sigmas, noise)
+        else:
+            latents = edit_given(denoise, originals.to(noise.device, noise.dtype), sigmas, noise)
     return latents, denoise.row_evals
 
 

@@ -11,6 +11,7 @@ HELP = """Draw a postcard, a sheet of them, or edits with their exact answers.
   ip2p postcard --seed 0 --sheet 48 --output sheet.png
   ip2p postcard --seed 0 --edits 12 --output edits.png
   ip2p postcard --seed 0 --triplets 5000 --output triplets.jsonl     # for jobs/datagen.py --triplets and ip2p invert
+  ip2p postcard --seed 0 --triplets 5000 --pictures --output triplets.jsonl    # and each caption drawn, in a folder
   ip2p postcard --seed 0 --manifest 24 --output s3://bucket/in       # pictures and edits.jsonl, for jobs/batch_edit.py
   ip2p postcard --seed 0 --restorations 60000 --output out/restorations    # a run to train on before painted pairs
 """
@@ -24,6 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--edits", type=int, default=0, metavar="N", help="draw N postcards beside their edits")
     parser.add_argument(
         "--triplets", type=int, default=0, metavar="N", help="write N edits in words and the way back of each (.jsonl)"
+    )
+    parser.add_argument(
+        "--pictures", action="store_true", help="draw what --triplets captions too, for pairs.original=given"
     )
     parser.add_argument(
         "--manifest", type=int, default=0, metavar="N", help="draw N postcards and write what to edit (a folder)"
@@ -48,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
     if min(wanted) < 0 or sum(number > 0 for number in wanted) > 1:
         names = "--sheet, --edits, --triplets, --manifest and --restorations"
         raise InputError(f"{names} take a positive number, and only one of them may be given")
+    if args.pictures and not args.triplets:
+        raise InputError("--pictures goes with --triplets")
     if args.manifest:
         for name, data in _manifest(args.manifest, args.seed, args.size or 64):
             open_folder(args.output).write(name, data)
@@ -57,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
     place, _, file = args.output.rpartition("/")
     folder = open_folder(place or ("/" if args.output.startswith("/") else "."))
     if args.triplets:
-        folder.write(file, _triplets(args.triplets, args.seed))
+        for name, data in _triplets(args.triplets, args.seed, file, args.pictures):
+            folder.write(name, data)
         return 0
     size = args.size or (96 if args.sheet or args.edits else 512)
     pictures, lines = _drawn(args.seed, size, args.sheet, args.edits)
@@ -67,19 +74,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _triplets(count: int, seed: int) -> bytes:
-    """A line for each edit, then one for each way back: ``ip2p invert`` finds them by their captions."""
+def _triplets(count: int, seed: int, file: str, pictures: bool) -> Iterator[tuple[str, bytes]]:
+    """Files: a picture an edit if they are wanted; then a line for each edit, and one for each way back.
+
+    ``ip2p invert`` finds the ways back by their captions.
+    """
     import json
 
+    from ip2p.images import encode_image
+    from ip2p.postcards.family.drawings import SIZE
+    from ip2p.postcards.renderer import render
     from ip2p.postcards.triplets import postcard_triplets
 
     there, back = [], []
-    for example, words_back in postcard_triplets(count, seed):
+    for number, (example, words_back) in enumerate(postcard_triplets(count, seed)):
         names = ("caption", "instruction", "edited_caption")
         there.append(dict(zip(names, (example.caption, example.instruction, example.edited_caption), strict=True)))
         there[-1]["task"] = example.task
         back.append(dict(zip(names, (example.edited_caption, words_back, example.caption), strict=True)))
-    return "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
+        if pictures:
+            there[-1]["url"] = f"{file.removesuffix('.jsonl')}-pictures/{number:06d}.png"
+            yield there[-1]["url"], encode_image(render(example.scene, SIZE))
+    yield file, "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
 
 
 def _restorations(count: int, first: int, output: str, quiet: bool) -> int:

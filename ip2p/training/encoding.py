@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ip2p.errors import RecipeError
-from ip2p.images import decode_image
+from ip2p.images import decode_image, square
 from ip2p.models.coding import pixels_per_latent
 from ip2p.seeds import unit_uniform
 
@@ -59,17 +58,6 @@ def square_pair(original: bytes, edited: bytes, pair_id: str, resolution: int) -
     Nothing is stretched. The place of the crop is shared by both and belongs to the pair, so that pictures and cached
     latents train the same targets. The original resizes to a square, whatever the shape.
     """
-    first = decode_image(original)
-    height, width = first.shape[:2]
-    box = _crop_box(width, height, unit_uniform("crop", pair_id))
-    size = (resolution, resolution)
-    pictures = (Image.fromarray(first), Image.fromarray(decode_image(edited)))
-    one, two = (np.asarray(picture.resize(size, Image.Resampling.LANCZOS, box=box)) for picture in pictures)
+    chance = unit_uniform("crop", pair_id)
+    one, two = (square(decode_image(data), resolution, chance) for data in (original, edited))
     return one, two
-
-
-def _crop_box(width: int, height: int, chance: float) -> tuple[int, int, int, int]:
-    side = min(width, height)
-    # Whole pixels: where nothing has to be resized, nothing is resampled.
-    left, top = round(chance * (width - side)), round(chance * (height - side))
-    return (left, top, left + side, top + side)

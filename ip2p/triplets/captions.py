@@ -7,6 +7,7 @@ nothing can be used is one error. This file calls no model and does not look at 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -103,6 +104,36 @@ def read_triplets(uri: str, limit: int | None = None) -> CaptionFile:
     if not rows:
         raise InputError(f"{uri}: holds captions but no triplets: {lacking}; pass it as --captions, or add the columns")
     return CaptionFile(uri, rows, sorted([*found.bad, *bare], key=lambda bad: bad.line))
+
+
+def with_pictures(found: CaptionFile) -> CaptionFile:
+    """Those rows of ``found`` whose url is a picture's place, which may be relative to the file; others are bad rows.
+
+    Raises InputError if none is left. Whether the pictures are there and can be read shows when they are used.
+    """
+    rows = [row for row in found.rows if not _no_place(row.url)]
+    bad = [BadRow(row.line, _no_place(row.url)) for row in found.rows if _no_place(row.url)]
+    placed = [dataclasses.replace(row, url=_beside(found.uri, row.url)) for row in rows]
+    with_bad = CaptionFile(found.uri, placed, sorted([*found.bad, *bad], key=lambda row: row.line))
+    if not placed:
+        first = with_bad.bad[0]
+        raise InputError(f"{found.uri}: no row has a picture; line {first.line}: {first.message}")
+    return with_bad
+
+
+def _no_place(url: str) -> str:
+    """Why no picture can be read there; empty where one can."""
+    if not url:
+        return "pairs.original=given needs a picture: name its file in the column or key url"
+    if "://" in url and not url.startswith("s3://"):
+        return f"{url}: only local files and s3:// are read; fetch the pictures first (img2dataset does)"
+    return ""
+
+
+def _beside(file: str, url: str) -> str:
+    """``url`` as it is if it says where it starts, else in the folder of ``file``."""
+    folder = file.rpartition("/")[0]
+    return url if url.startswith(("/", "s3://")) or not folder else f"{folder}/{url}"
 
 
 def as_batch(rows: Sequence[CaptionRow]) -> dict[str, np.ndarray]:

@@ -33,6 +33,7 @@ def test_overrides_take_the_type_of_the_field_and_survive_json():
         ("pairs.candidates", "section.field=value"),
         ("name=x", "unknown recipe field 'name'"),
         ("pairs.p2p_mode=sideways", "self, cross or off"),
+        ("pairs.original=drawn", "painted or given"),
         ("pairs.steps=1", "at least 2"),
         ("pairs.resolution=60", "multiple of 8"),
         ("pairs.p2p_min=0.95", "min first"),
@@ -45,6 +46,11 @@ def test_overrides_take_the_type_of_the_field_and_survive_json():
 def test_bad_overrides_are_refused_with_what_is_known(override, said):
     with pytest.raises(RecipeError, match=said.replace("(", r"\(")):
         load_recipe("postcard", [override])
+
+
+def test_given_originals_need_a_sampler_with_noise():
+    with pytest.raises(RecipeError, match="sampler=euler_ancestral"):
+        load_recipe("postcard", ["pairs.original=given", "pairs.sampler=dpmpp_2m"])
 
 
 def test_unknown_recipe_lists_the_known_ones():

@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("ip2p", "jobs", "cluster", "serve")
-GROUND_FLOOR = ("__init__", "schema", "config", "errors", "seeds", "storage", "images", "row_files")
+GROUND_FLOOR = ("__init__", "schema", "config", "errors", "seeds", "storage", "images", "row_files", "pictures")
 HEAVY = {
     "torch",
     "torchvision",

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from ip2p.editing.pictures import decode_mask, decode_picture, read_picture, upright_rgb
 from ip2p.errors import PictureError, StorageError
+from ip2p.pictures import decode_mask, decode_picture, read_picture, upright_rgb
 
 
 def encoded(picture: Image.Image, image_format: str = "PNG", **options) -> bytes:

@@ -20,9 +20,9 @@ from small_batch import pixels
 from ip2p.batch.editing import CopyEditing, ServerEditing, model_id
 from ip2p.batch.failures import FATAL, OWN, PASSING, meaning_of
 from ip2p.editing.edit_request import EditRequest
-from ip2p.editing.pictures import decode_mask
 from ip2p.errors import EditError, InputError, StorageError
 from ip2p.images import decode_image, encode_image
+from ip2p.pictures import decode_mask
 
 Answer = tuple[int, dict[str, str], bytes]
 

@@ -179,6 +179,18 @@ def test_bad_rows_are_named_and_listed(tmp_path, capsys):
     assert [row["line"] for row in listed] == [17, 21]
 
 
+def test_given_originals_come_with_the_captions(job, tmp_path, monkeypatch):
+    code, said = job("--prompts", "2", "--set", "pairs.original=given")
+    assert code == 1
+    assert "column url" in one_error(said)
+    (tmp_path / "captions.jsonl").write_text('{"caption": "a boat", "url": "boat.png"}\n')
+    monkeypatch.chdir(tmp_path)
+    args = datagen.arguments(["--captions", "captions.jsonl", "--output", "x"])
+    for original, url in (("given", f"{tmp_path}/boat.png"), ("painted", "boat.png")):
+        found = datagen.read_input(args, datagen.load_recipe("postcard", [f"pairs.original={original}"]))
+        assert [row.url for row in found.rows] == [url]
+
+
 @pytest.mark.parametrize("value", ["0:2", "3:1", "a:b", ""])
 def test_pool_sizes_are_checked(value, capsys):
     with pytest.raises(SystemExit):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import collections
 import json
 
+import numpy as np
 import pytest
 
 from ip2p.cli import main
+from ip2p.images import decode_image
 from ip2p.postcards.grammar import TASKS, Edit, apply_edits
+from ip2p.postcards.renderer import render
 from ip2p.postcards.scene import SKIES, is_held_out
 from ip2p.postcards.triplets import QUOTAS, edit_back, postcard_triplets
 
@@ -67,3 +70,20 @@ def test_command_writes_both_ways(tmp_path):
         assert (there["caption"], there["edited_caption"]) == (back["edited_caption"], back["caption"])
         assert there["instruction"]
         assert back["instruction"]
+
+
+def test_command_draws_what_is_captioned_beside_the_triplets(tmp_path):
+    assert (
+        main(["postcard", "--triplets", "5", "--seed", "3", "--pictures", "--output", str(tmp_path / "t.jsonl")]) == 0
+    )
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert [row["url"] for row in rows[:5]] == [f"t-pictures/{number:06d}.png" for number in range(5)]
+    assert not any("url" in row for row in rows[5:])
+    for row, (example, _) in zip(rows[:5], postcard_triplets(5, seed=3), strict=True):
+        assert row["caption"] == example.caption
+        assert np.array_equal(decode_image((tmp_path / row["url"]).read_bytes()), render(example.scene, 64))
+
+
+def test_pictures_without_triplets_are_refused(tmp_path, capsys):
+    assert main(["postcard", "--pictures", "--output", str(tmp_path / "x.png")]) == 1
+    assert "--pictures goes with --triplets" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from moto import mock_aws
 
 from ip2p.errors import InputError, StorageError
 from ip2p.seeds import stable_id
-from ip2p.triplets.captions import BadRow, as_batch, read_captions
+from ip2p.triplets.captions import BadRow, as_batch, read_captions, with_pictures
 
 THREE = ["a cat", "a dog, sitting", 'a "red" boat']
 
@@ -302,3 +302,25 @@ def test_rows_become_the_columns_of_a_batch(tmp_path):
     assert list(batch["index"]) == [0, 1, 2]
     assert list(batch["caption"]) == THREE
     assert set(batch) == {"index", "prompt_id", "caption", "url", "instruction", "edited_caption", "task"}
+
+
+def test_pictures_are_found_beside_the_file_and_rows_without_one_are_named(tmp_path):
+    urls = ["a.png", "sub/b.png", "/abs/c.png", "s3://bucket/d.png", "", "https://host/e.png"]
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"caption": f"boat {n}", "url": url}) + "\n" for n, url in enumerate(urls)))
+    found = with_pictures(read_captions(str(path)))
+    assert [row.url for row in found.rows] == [
+        f"{tmp_path}/a.png", f"{tmp_path}/sub/b.png", "/abs/c.png", "s3://bucket/d.png"
+    ]  # fmt: skip
+    assert [row.index for row in found.rows] == [0, 1, 2, 3]
+    assert [(bad.line, bad.message.partition(":")[0]) for bad in found.bad] == [
+        (5, "pairs.original=given needs a picture"), (6, "https")
+    ]  # fmt: skip
+    assert "img2dataset" in found.bad[1].message
+
+
+def test_a_file_without_any_picture_is_one_error(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"caption": "a boat"}\n')
+    with pytest.raises(InputError, match=r"c\.jsonl: no row has a picture; line 1: .* column or key url"):
+        with_pictures(read_captions(str(path)))
