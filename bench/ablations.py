@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """The paper's two ablations on postcards: without the CLIP filter, and with a tenth of the data (figure 10).
 
-    python bench/ablations.py --corpus build/edit_corpus/run --triplets build/edit_corpus/triplets.jsonl --prompts 3000
+    python -m ip2p postcard --triplets 3000 --pictures --output build/ablations/triplets.jsonl
+    python jobs/datagen.py --recipe postcard-corpus --set seed=11 --triplets build/ablations/triplets.jsonl \\
+        --prompts 3000 --output build/ablations/run
+    python bench/ablations.py --corpus build/ablations/run --triplets build/ablations/triplets.jsonl --prompts 3000
 
 Three edit models are trained for as many steps from the same base: on the corpus, on a run over the first tenth of its
 prompts, and on as many pairs of the same prompts that no filter has seen. Each takes the exam and is drawn as the
@@ -59,7 +62,7 @@ def measure(args: argparse.Namespace, run: Path, folder: Path) -> tuple[int, dic
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="finished run of the recipe postcard-corpus")
-    parser.add_argument("--triplets", type=Path, required=True, help="the file that it was made from")
+    parser.add_argument("--triplets", type=Path, required=True, help="the file that it was made from, with pictures")
     parser.add_argument("--prompts", type=int, required=True, help="its prompts")
     parser.add_argument("--seed", type=int, default=11, help="its seed (default %(default)s)")
     parser.add_argument("--base", default="embedded", help="of each training (default: the text-to-image model)")
@@ -70,8 +73,8 @@ def main() -> int:
     args = parser.parse_args()
     tenth, unfiltered = args.output / "tenth" / "run", args.output / "unfiltered" / "run"
     paint(args, tenth, args.prompts // 10)
-    # Two of two candidates a prompt: about as many pairs as the filter leaves of six.
-    paint(args, unfiltered, args.prompts, "pairs.candidates=2", "filter.max_kept=2", *NO_FILTER)
+    # One candidate a prompt: about as many pairs as the filter leaves of four.
+    paint(args, unfiltered, args.prompts, "pairs.candidates=1", "pairs.candidates_per_call=1", *NO_FILTER)
     runs = {"all pairs": args.corpus, "a tenth of the prompts": tenth, "no CLIP filter": unfiltered}
     results, curves = {}, {}
     for name, run in runs.items():

@@ -2,6 +2,7 @@
 """Are the kept pairs right? Exact edits among candidates, by Prompt-to-Prompt mode, before and after the filter.
 
     python bench/postcard_pairs.py --prompts 120 --candidates 8 --output docs/figures
+    python bench/postcard_pairs.py --recipe postcard-corpus --modes off cross    # edits of given drawings
 
 Triplets come from the grammar, whose edits are known as data. A pair counts as exact when the reader finds the asked
 change and nothing else, layout included (ip2p/evaluation/exact_edits.py).
@@ -14,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -25,13 +27,14 @@ import torch
 
 from ip2p.config import Recipe, load_recipe
 from ip2p.evaluation.exact_edits import asked_changes, judge_edit
-from ip2p.images import decode_image
+from ip2p.images import decode_image, encode_image
 from ip2p.models.components import embedded_folder
 from ip2p.pairs.filtering import judge
 from ip2p.pairs.painter import PaintPairs
 from ip2p.postcards.family.drawings import scene_of
 from ip2p.postcards.grammar import TASKS, EditExample, sample_example
 from ip2p.postcards.reader import load_reader, read
+from ip2p.postcards.renderer import render
 from ip2p.schema import Candidate
 
 PAIR_SET = 78
@@ -52,16 +55,19 @@ def examples(count: int) -> list[EditExample]:
 
 
 def paint(recipe: Recipe, chosen: dict[int, EditExample]) -> list[list[dict]]:
-    """All candidates of each example with pictures and scores."""
+    """All candidates of each example with pictures and scores; its drawing is the original where one is given."""
     painter = PaintPairs(recipe)
     rows = []
-    for number, example in chosen.items():
-        row = {"prompt_id": f"bench-{number}", "status": "", "caption": example.caption,
-               "edited_caption": example.edited_caption}  # fmt: skip
-        painted = painter.paint_row(row)
-        if painted["error"]:
-            raise RuntimeError(painted["error"])
-        rows.append(painted["pairs"])
+    with tempfile.TemporaryDirectory() as scratch:
+        drawing = Path(scratch) / "drawing.png"
+        for number, example in chosen.items():
+            drawing.write_bytes(encode_image(render(example.scene, recipe.pairs.resolution)))
+            row = {"prompt_id": f"bench-{number}", "status": "", "caption": example.caption,
+                   "edited_caption": example.edited_caption, "picture": str(drawing)}  # fmt: skip
+            painted = painter.paint_row(row)
+            if painted["error"]:
+                raise RuntimeError(painted["error"])
+            rows.append(painted["pairs"])
     return rows
 
 
@@ -187,6 +193,7 @@ def figure(results: dict[str, dict], path: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="postcard", help="as for jobs/datagen.py (default %(default)s)")
     parser.add_argument("--prompts", type=int, default=120, help="edits, the tasks in turn (default %(default)s)")
     parser.add_argument("--candidates", type=int, default=8, help="a prompt (default %(default)s)")
     parser.add_argument("--modes", nargs="+", default=["off", "self", "cross"])
@@ -198,17 +205,17 @@ def main() -> int:
     args = parser.parse_args()
     chosen, results, raw = examples(args.prompts), {}, []
     settings = {m: [*args.set, f"pairs.candidates={args.candidates}", f"pairs.p2p_mode={m}"] for m in args.modes}
-    recipes = {mode: load_recipe("postcard", [*settings[mode], *KEEP_ALL]) for mode in args.modes}
+    recipes = {mode: load_recipe(args.recipe, [*settings[mode], *KEEP_ALL]) for mode in args.modes}
     painted = recorded(args.again) if args.again else all_records(args.modes, recipes, chosen, args.processes)
     for mode, found in painted:
         wanted = settings[mode]
-        results[mode] = summarise(found, filtered(found, load_recipe("postcard", wanted)))
+        results[mode] = summarise(found, filtered(found, load_recipe(args.recipe, wanted)))
         raw += found
         print(mode, json.dumps(results[mode]), flush=True)
         if args.calibrate:
             wanted += [f"filter.{n}={v}" for n, v in calibrated([r for r in found if r["prompt"] % 2 == 0]).items()]
             other = [r for r in found if r["prompt"] % 2]
-            report = summarise(other, filtered(other, load_recipe("postcard", wanted)))
+            report = summarise(other, filtered(other, load_recipe(args.recipe, wanted)))
             print(mode, "calibrated", wanted[-4:], json.dumps(report), flush=True)
     args.output.mkdir(parents=True, exist_ok=True)
     (args.output / "postcard_pairs.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import math
 import sys
@@ -20,7 +21,7 @@ if typing.TYPE_CHECKING:
     from ip2p.config import Placement
     from ip2p.dataset.shards import Shard
     from ip2p.triplets.assembly import Pacing
-    from ip2p.triplets.captions import CaptionFile
+    from ip2p.triplets.captions import CaptionFile, CaptionRow
     from ip2p.triplets.writing import WritingRun
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -48,7 +49,7 @@ def write_triplets(
     started = time.monotonic()
     run, pacing = prepared(args)
     folder = open_folder(located(args.output))
-    captions = read_input(args, run.recipe)
+    captions = with_places(read_input(args, run.recipe), args.captions)
     claim_folder(folder, run)
     rows = read_rows(folder)
     done = finished_captions(rows, run.writing.per_caption, args.retry_errors)
@@ -58,6 +59,16 @@ def write_triplets(
         clear_answers(run, folder, without_errors(rows) & done)
         work(args, run, pacing, folder, shards, len(captions.rows))
     return finish(args, run, folder, len(captions.bad), time.monotonic() - started)
+
+
+def with_places(captions: CaptionFile, file: str) -> CaptionFile:
+    """``captions`` of ``file`` with urls that are beside it made absolute: what is written here lies elsewhere."""
+    from ip2p.triplets.captions import beside, is_relative
+
+    def placed(row: CaptionRow) -> CaptionRow:
+        return dataclasses.replace(row, url=beside(located(file), row.url)) if is_relative(row.url) else row
+
+    return dataclasses.replace(captions, rows=[placed(row) for row in captions.rows])
 
 
 def prepared(args: argparse.Namespace) -> tuple[WritingRun, Pacing]:

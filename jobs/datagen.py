@@ -12,7 +12,6 @@ rows or prompts could not be used, or nothing was kept (see summary.json); 1: st
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -114,21 +113,21 @@ def _difference(there: Recipe, here: Recipe) -> str:
 
 def read_input(args: argparse.Namespace, recipe: Recipe) -> CaptionFile:
     from ip2p.postcards.captions import postcard_captions
-    from ip2p.triplets.captions import read_captions, read_triplets, with_pictures
+    from ip2p.triplets.captions import read_captions, read_triplets
 
     if args.prompts is not None and args.prompts < 1:
         raise InputError(f"--prompts must be at least 1, got {args.prompts}")
     if args.captions and args.triplets:
         raise InputError("--captions and --triplets exclude each other")
-    given = recipe.pairs.original == "given"
-    if args.captions or args.triplets:
+    file = args.captions or args.triplets
+    pictures = recipe.pairs.original == "given" and args.stage == "all"
+    if file:
+        # Painters have other working directories than this process, in which pictures may lie.
+        file = located(file) if pictures else file
         if recipe.triplets.writer == "given":
-            found = read_triplets(args.captions or args.triplets, args.prompts)
-        else:
-            found = read_captions(args.captions, args.prompts, given=False)
-        # Workers have other working directories.
-        return with_pictures(dataclasses.replace(found, uri=located(found.uri))) if given else found
-    if given:
+            return read_triplets(file, args.prompts, pictures=pictures)
+        return read_captions(file, args.prompts, given=False, pictures=pictures)
+    if pictures:
         raise InputError("pairs.original=given needs --captions or --triplets FILE with a column url: the pictures")
     if recipe.name != "postcard" or recipe.triplets.writer == "given":
         raise InputError(f"--recipe {recipe.name} needs --captions or --triplets FILE (.jsonl, .csv, .parquet, .txt)")

@@ -20,15 +20,19 @@ def edit_given(
     originals: torch.Tensor,
     sigmas: Sequence[float],
     noise: Callable[[], torch.Tensor],
+    first: int = 0,
 ) -> torch.Tensor:
     """Latents ``(N, 2, C, h, w)`` of N pairs: ``originals`` ``(N, C, h, w)``, scaled, and their edits.
+
+    The steps before ``first`` are not taken (the method's T_skip): what the noisiest ones decide, where things are and
+    how large, then stays the original's.
 
     ``denoise`` estimates x_0 of both pictures at a step, ``noise`` draws ``(N, 1, C, h, w)``, once a level above 0. The
     steps are those of ancestral Euler, without their noise; ``sigmas`` fall to 0.
     """
     clean = originals[:, None]
-    latents = (clean + sigmas[0] * noise()).expand(-1, 2, -1, -1, -1)
-    for step, (sigma, following) in enumerate(itertools.pairwise(sigmas)):
+    latents = (clean + sigmas[first] * noise()).expand(-1, 2, -1, -1, -1)
+    for step, (sigma, following) in enumerate(itertools.pairwise(sigmas[first:]), first):
         denoised = denoise(latents, step)
         means = denoised + (latents - denoised) * (following / sigma) ** 2
         original = clean + following * noise() if following > 0 else clean

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ip2p.config import Recipe
-from ip2p.errors import DeviceError, RecipeError
+from ip2p.errors import DeviceError, RecipeError, StorageError
 from ip2p.images import encode_image, square, to_uint8
 from ip2p.models.coding import decode_latents, latents_of, pixels_per_latent, text_state, token_ids
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
@@ -78,6 +78,7 @@ class PaintPairs:
             sampler=recipe.pairs.sampler,
             p2p_mode=recipe.pairs.p2p_mode,
             latent_shape=_latent_shape(self.model.vae.config, recipe.pairs.resolution),
+            skip=recipe.pairs.skip,
         )
         with torch.inference_mode():
             self.null_state = self._text_state(self._token_ids(""))
@@ -85,10 +86,10 @@ class PaintPairs:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Paint a batch of rows.
 
-        Reads prompt_id, caption, edited_caption, status, and url where originals are given. Rows whose status is set
-        pass through unpainted; the others get status accepted (a pair was kept), exhausted (none was) or error
-        (``error`` says why). Adds the columns candidates (list of dicts, fields of schema.Candidate), pairs (list of
-        dicts, best first, pictures as encoded bytes) and row_evals. All other columns pass through.
+        Reads prompt_id, caption, edited_caption, status, and picture (its place) where originals are given. Rows whose
+        status is set pass through unpainted; the others get status accepted (a pair was kept), exhausted (none was) or
+        error (``error`` says why). Adds the columns candidates (list of dicts, fields of schema.Candidate), pairs (list
+        of dicts, best first, pictures as encoded bytes) and row_evals. All other columns pass through.
         """
         rows = [{name: column[place] for name, column in batch.items()} for place in range(len(batch["prompt_id"]))]
         painted = [self.paint_row(row) if str(row["status"]) == "" else _unpainted(row) for row in rows]
@@ -96,14 +97,19 @@ class PaintPairs:
         return {name: _column(name, [row[name] for row in painted], batch) for name in names}
 
     def paint_row(self, row: dict[str, typing.Any]) -> dict[str, typing.Any]:
-        """One prompt. A failure that is the prompt's own becomes status ``error``; a broken device is a DeviceError."""
+        """One prompt. A failure that is its own becomes status ``error``.
+
+        A broken device is raised as DeviceError, and a store that is away or refuses everything as StorageError.
+        """
         prompt_id, caption, edited_caption = (str(row[name]) for name in ("prompt_id", "caption", "edited_caption"))
         try:
-            given = self._given(str(row["url"])) if self.recipe.pairs.original == "given" else None
+            given = self._given(str(row["picture"])) if self.recipe.pairs.original == "given" else None
             painted = self.paint(prompt_id, caption, edited_caption, given)
-            picture = () if given is None else (sha256_of(given.tobytes()),)
-            pairs = self._pairs((prompt_id, caption, edited_caption, *picture), painted)
+            inverted = () if given is None else (sha256_of(given.tobytes()), self.settings.skip)
+            pairs = self._pairs((prompt_id, caption, edited_caption, *inverted), painted)
         except Exception as error:
+            if isinstance(error, StorageError) and error.kind not in ("missing", "denied", "name"):
+                raise  # the store is at fault, not this prompt
             if is_device_fault(error):
                 raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
             return {**_unpainted(row), "status": "error", "reason": "", "error": f"{type(error).__name__}: {error}"}
@@ -219,7 +225,7 @@ class PaintPairs:
         """``(T, D)`` float32: the last hidden states, after the final norm."""
         return text_state(self.model.text_encoder, ids)
 
-    def _pairs(self, identity: tuple[str, ...], painted: Painted) -> list[dict[str, typing.Any]]:
+    def _pairs(self, identity: tuple[str | float, ...], painted: Painted) -> list[dict[str, typing.Any]]:
         pairs = []
         for rank, place in enumerate(kept_places(painted.candidates)):
             known = dataclasses.asdict(painted.candidates[place])
@@ -233,11 +239,11 @@ class PaintPairs:
             )
         return pairs
 
-    def _pair_id(self, identity: tuple[str, ...], candidate: Candidate) -> str:
+    def _pair_id(self, identity: tuple[str | float, ...], candidate: Candidate) -> str:
         """The same pictures get the same id on a retry; other texts, weights or settings get another one.
 
         ``identity``: prompt_id, caption and edited caption, because a prompt_id can stand for the caption alone, and
-        the sum of the original image where it is given.
+        where the original image is given, its sum and how many steps were skipped.
         """
         drawn = (candidate.seed, candidate.p2p_threshold, candidate.guidance_scale)
         settings = self.settings

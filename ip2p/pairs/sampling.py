@@ -43,6 +43,7 @@ class SamplerSettings:
     sampler: str = "euler_ancestral"  # euler_ancestral | dpmpp_2m
     p2p_mode: str = "self"  # self | cross | off
     latent_shape: tuple[int, int, int] = (4, 64, 64)
+    skip: float = 0.0  # share of the steps that edits of given originals do not take
 
 
 def sample_pairs(
@@ -74,7 +75,8 @@ def sample_pairs(
             start = noise().repeat(1, 2, 1, 1, 1) * sigmas[0]
             latents = SAMPLERS[settings.sampler](denoise, start, sigmas, noise)
         else:
-            latents = edit_given(denoise, originals.to(noise.device, noise.dtype), sigmas, noise)
+            first = round(settings.skip * settings.steps)
+            latents = edit_given(denoise, originals.to(noise.device, noise.dtype), sigmas, noise, first)
     return latents, denoise.row_evals
 
 

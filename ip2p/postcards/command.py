@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     place, _, file = args.output.rpartition("/")
     folder = open_folder(place or ("/" if args.output.startswith("/") else "."))
     if args.triplets:
-        for name, data in _triplets(args.triplets, args.seed, file, args.pictures):
+        for name, data in _triplets(args.triplets, args.seed, file, (args.size or 64) if args.pictures else 0):
             folder.write(name, data)
         return 0
     size = args.size or (96 if args.sheet or args.edits else 512)
@@ -74,15 +74,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _triplets(count: int, seed: int, file: str, pictures: bool) -> Iterator[tuple[str, bytes]]:
-    """Files: a picture an edit if they are wanted; then a line for each edit, and one for each way back.
+def _triplets(count: int, seed: int, file: str, size: int) -> Iterator[tuple[str, bytes]]:
+    """Files: a picture an edit, unless ``size`` is 0; then a line for each edit, and one for each way back.
 
     ``ip2p invert`` finds the ways back by their captions.
     """
     import json
 
     from ip2p.images import encode_image
-    from ip2p.postcards.family.drawings import SIZE
     from ip2p.postcards.renderer import render
     from ip2p.postcards.triplets import postcard_triplets
 
@@ -92,9 +91,9 @@ def _triplets(count: int, seed: int, file: str, pictures: bool) -> Iterator[tupl
         there.append(dict(zip(names, (example.caption, example.instruction, example.edited_caption), strict=True)))
         there[-1]["task"] = example.task
         back.append(dict(zip(names, (example.edited_caption, words_back, example.caption), strict=True)))
-        if pictures:
+        if size:
             there[-1]["url"] = f"{file.removesuffix('.jsonl')}-pictures/{number:06d}.png"
-            yield there[-1]["url"], encode_image(render(example.scene, SIZE))
+            yield there[-1]["url"], encode_image(render(example.scene, size))
     yield file, "".join(json.dumps(row) + "\n" for row in [*there, *back]).encode()
 
 

@@ -34,7 +34,8 @@ class CaptionRow:
     """One usable row. ``instruction`` and ``edited_caption`` are both empty unless the row is a triplet already.
 
     ``index`` is the 0-based place among all rows of the file, usable or not, so that mending a bad row moves no
-    other. ``line`` is the 1-based line (Parquet: row) to name in messages.
+    other. ``line`` is the 1-based line (Parquet: row) to name in messages. ``url`` is as the file has it, ``picture``
+    where the picture that it names is read, "" unless pictures are wanted.
     """
 
     index: int
@@ -45,6 +46,7 @@ class CaptionRow:
     instruction: str = ""
     edited_caption: str = ""
     task: str = ""
+    picture: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,17 @@ class CaptionFile:
     bad: list[BadRow] = field(default_factory=list)
 
 
-def read_captions(uri: str, limit: int | None = None, *, given: bool = True) -> CaptionFile:
+def read_captions(uri: str, limit: int | None = None, *, given: bool = True, pictures: bool = False) -> CaptionFile:
     """Read the first ``limit`` usable rows of ``uri`` (all of them if None); reading stops there.
 
     With ``given``, rows that carry an instruction and an edited caption keep them, and their ``prompt_id`` names
     all three texts. Without it (for writers that invent the edit) only captions are read, and ``prompt_id`` names the
-    normalised caption. Of rows with one ``prompt_id`` the first stays and the others are bad rows.
+    normalised caption. With ``pictures`` a row needs a url that is a picture's place, in a local file (which may be
+    relative to ``uri``) or on S3, and ``prompt_id`` names it too. Of rows with one ``prompt_id`` the first stays and
+    the others are bad rows.
 
-    Raises InputError if nothing in the file can be used, StorageError if it cannot be read.
+    Raises InputError if nothing in the file can be used, StorageError if it cannot be read. Whether pictures are there
+    shows when they are used.
     """
     if limit is not None and limit < 1:
         raise InputError(f"the number of captions must be at least 1, got {limit}")
@@ -80,6 +85,8 @@ def read_captions(uri: str, limit: int | None = None, *, given: bool = True) -> 
     lines: dict[str, int] = {}
     for raw in read_rows(uri, Wanted(known, lambda names: _check_columns(names, uri), "caption")):
         row = _checked(raw, given)
+        if pictures and isinstance(row, CaptionRow):
+            row = _with_picture(row, uri)
         if isinstance(row, CaptionRow) and row.prompt_id in lines:
             row = BadRow(row.line, f"duplicate of line {lines[row.prompt_id]}")
         if isinstance(row, BadRow):
@@ -94,9 +101,9 @@ def read_captions(uri: str, limit: int | None = None, *, given: bool = True) -> 
     return found
 
 
-def read_triplets(uri: str, limit: int | None = None) -> CaptionFile:
+def read_triplets(uri: str, limit: int | None = None, *, pictures: bool = False) -> CaptionFile:
     """``read_captions`` of a file whose rows must be whole triplets; a row that holds only a caption is a bad row."""
-    found = read_captions(uri, limit)
+    found = read_captions(uri, limit, pictures=pictures)
     names = [" or ".join(keys) for keys in (INSTRUCTION_KEYS, EDITED_CAPTION_KEYS)]
     lacking = f"a triplet also needs {names[0]}, and {names[1]}"
     bare = [BadRow(row.line, lacking) for row in found.rows if not row.instruction]
@@ -106,39 +113,29 @@ def read_triplets(uri: str, limit: int | None = None) -> CaptionFile:
     return CaptionFile(uri, rows, sorted([*found.bad, *bare], key=lambda bad: bad.line))
 
 
-def with_pictures(found: CaptionFile) -> CaptionFile:
-    """Those rows of ``found`` whose url is a picture's place, which may be relative to the file; others are bad rows.
-
-    Raises InputError if none is left. Whether the pictures are there and can be read shows when they are used.
-    """
-    rows = [row for row in found.rows if not _no_place(row.url)]
-    bad = [BadRow(row.line, _no_place(row.url)) for row in found.rows if _no_place(row.url)]
-    placed = [dataclasses.replace(row, url=_beside(found.uri, row.url)) for row in rows]
-    with_bad = CaptionFile(found.uri, placed, sorted([*found.bad, *bad], key=lambda row: row.line))
-    if not placed:
-        first = with_bad.bad[0]
-        raise InputError(f"{found.uri}: no row has a picture; line {first.line}: {first.message}")
-    return with_bad
+def is_relative(url: str) -> bool:
+    """Whether ``url`` names a file without saying where it starts."""
+    return bool(url) and not url.startswith("/") and "://" not in url
 
 
-def _no_place(url: str) -> str:
-    """Why no picture can be read there; empty where one can."""
-    if not url:
-        return "pairs.original=given needs a picture: name its file in the column or key url"
-    if "://" in url and not url.startswith("s3://"):
-        return f"{url}: only local files and s3:// are read; fetch the pictures first (img2dataset does)"
-    return ""
+def beside(file: str, url: str) -> str:
+    """``url`` as it is where it says where it starts, else in the folder of ``file``."""
+    folder, slash, _ = file.rpartition("/")
+    return f"{folder}{slash}{url}" if is_relative(url) else url
 
 
-def _beside(file: str, url: str) -> str:
-    """``url`` as it is if it says where it starts, else in the folder of ``file``."""
-    folder = file.rpartition("/")[0]
-    return url if url.startswith(("/", "s3://")) or not folder else f"{folder}/{url}"
+def _with_picture(row: CaptionRow, file: str) -> CaptionRow | BadRow:
+    if not row.url:
+        return BadRow(row.line, "pairs.original=given needs a picture: name its file in the column or key url")
+    place = beside(file, row.url)
+    if "://" in place and not place.startswith("s3://"):
+        return BadRow(row.line, f"{place}: only local files and s3:// are read; fetch the pictures (img2dataset does)")
+    return dataclasses.replace(row, prompt_id=stable_id(row.prompt_id, row.url), picture=place)
 
 
 def as_batch(rows: Sequence[CaptionRow]) -> dict[str, np.ndarray]:
     """The rows as the columns that ``stage.WriteTriplets`` takes; texts are object arrays of str."""
-    names = ("prompt_id", "caption", "url", "instruction", "edited_caption", "task")
+    names = ("prompt_id", "caption", "url", "instruction", "edited_caption", "task", "picture")
     columns = {name: np.array([getattr(row, name) for row in rows], dtype=object) for name in names}
     return {"index": np.array([row.index for row in rows], dtype=np.int64), **columns}
 

@@ -48,6 +48,13 @@ def test_bad_overrides_are_refused_with_what_is_known(override, said):
         load_recipe("postcard", [override])
 
 
+def test_steps_are_skipped_of_given_originals_only():
+    assert load_recipe("postcard", ["pairs.original=given", "pairs.skip=0.36"]).pairs.skip == 0.36
+    for wrong, said in (("pairs.skip=0.36", "set pairs.skip=0"), ("pairs.skip=0.96", "at least one")):
+        with pytest.raises(RecipeError, match=said):
+            load_recipe("postcard", [wrong])
+
+
 def test_given_originals_need_a_sampler_with_noise():
     with pytest.raises(RecipeError, match="sampler=euler_ancestral"):
         load_recipe("postcard", ["pairs.original=given", "pairs.sampler=dpmpp_2m"])

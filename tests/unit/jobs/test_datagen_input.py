@@ -185,10 +185,11 @@ def test_given_originals_come_with_the_captions(job, tmp_path, monkeypatch):
     assert "column url" in one_error(said)
     (tmp_path / "captions.jsonl").write_text('{"caption": "a boat", "url": "boat.png"}\n')
     monkeypatch.chdir(tmp_path)
-    args = datagen.arguments(["--captions", "captions.jsonl", "--output", "x"])
-    for original, url in (("given", f"{tmp_path}/boat.png"), ("painted", "boat.png")):
+    for stage, original, picture in (("all", "given", f"{tmp_path}/boat.png"), ("all", "painted", ""),
+                                     ("triplets", "given", "")):  # fmt: skip
+        args = datagen.arguments(["--captions", "captions.jsonl", "--output", "x", "--stage", stage])
         found = datagen.read_input(args, datagen.load_recipe("postcard", [f"pairs.original={original}"]))
-        assert [row.url for row in found.rows] == [url]
+        assert [(row.url, row.picture) for row in found.rows] == [("boat.png", picture)]
 
 
 @pytest.mark.parametrize("value", ["0:2", "3:1", "a:b", ""])

@@ -1,6 +1,7 @@
 """What ``--stage triplets`` refuses before anything runs, and how vLLM would be asked."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -8,6 +9,7 @@ from ip2p.config import Placement, load_recipe
 from ip2p.errors import InputError
 from ip2p.storage import open_folder
 from ip2p.triplets.assembly import default_writing
+from ip2p.triplets.captions import read_captions
 from ip2p.triplets.format import STOP
 from ip2p.triplets.writing import Writing, WritingRun
 from jobs import _ray_triplets, _triplet_stage, datagen
@@ -108,3 +110,12 @@ def test_without_vllm_or_gpus_the_remedy_is_named():
     with pytest.raises(InputError, match="--engine vllm needs GPUs"):
         _triplet_stage.engine_of("vllm", Placement())
     assert _triplet_stage.engine_of("auto", Placement(lm_gpus=1.0)) == "transformers"
+
+
+def test_places_of_pictures_are_made_absolute_because_the_triplets_lie_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    urls = ["a.png", "/abs/b.png", "s3://bucket/c.png", "https://host/d.png", ""]
+    lines = [json.dumps({"caption": f"boat {n}", "url": url}) for n, url in enumerate(urls)]
+    (tmp_path / "c.jsonl").write_text("\n".join(lines))
+    found = _triplet_stage.with_places(read_captions("c.jsonl"), "c.jsonl")
+    assert [row.url for row in found.rows] == [f"{tmp_path}/a.png", *urls[1:]]

@@ -14,7 +14,9 @@ from test_sampling import GUIDANCE, SEEDS, SETTINGS, SHAPE, STEPS, THRESHOLDS, U
 from tiny_family import build_tiny_family
 
 from ip2p.config import load_recipe
+from ip2p.errors import StorageError
 from ip2p.images import decode_image, square
+from ip2p.pairs import painter as module
 from ip2p.pairs.given_originals import edit_given
 from ip2p.pairs.painter import PaintPairs
 from ip2p.pairs.sampling import sample_pairs
@@ -22,8 +24,10 @@ from ip2p.pairs.sampling import sample_pairs
 ORIGINALS = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
 
 
-def edited(unet=UNET64, pair_texts=None, originals=ORIGINALS, seeds=SEEDS, thresholds=THRESHOLDS, mode="self"):
-    settings = dataclasses.replace(SETTINGS, p2p_mode=mode)
+def edited(
+    unet=UNET64, pair_texts=None, originals=ORIGINALS, seeds=SEEDS, thresholds=THRESHOLDS, mode="self", skip=0.0
+):
+    settings = dataclasses.replace(SETTINGS, p2p_mode=mode, skip=skip)
     guidance = GUIDANCE[: len(seeds)]
     return sample_pairs(unet, pair_texts or texts(), seeds, thresholds, guidance, settings, originals)
 
@@ -65,6 +69,27 @@ def test_the_edited_image_takes_what_each_step_of_the_original_lacks() -> None:
     assert found.flatten().tolist() == pytest.approx([3.0, between / 4 + 7 + 3.0 - on_its_way / 2])
 
 
+def test_skipped_steps_are_not_run_and_bring_the_edit_nearer_to_the_original() -> None:
+    far, _ = edited()
+    near, row_evals = edited(skip=0.5)
+    assert row_evals == 4 * 3 * (STEPS - 3)
+    assert torch.equal(near[:, 0], ORIGINALS)
+    distances = [(latents[:, 1] - ORIGINALS).abs().mean() for latents in (near, far)]
+    assert 0.01 < distances[0] < 0.8 * distances[1]
+
+
+def test_skipping_starts_at_the_noise_of_the_first_step_that_is_taken() -> None:
+    seen: list[tuple[int, float]] = []
+
+    def denoise(latents: torch.Tensor, step: int) -> torch.Tensor:
+        seen.append((step, float(latents[0, 0, 0, 0, 0])))
+        return latents
+
+    ones = torch.ones(1, 1, 1, 1, 1)
+    edit_given(denoise, torch.zeros(1, 1, 1, 1), [8.0, 4.0, 2.0, 0.0], lambda: ones, first=1)
+    assert seen == [(1, 4.0), (2, 2.0)]
+
+
 def test_float32_calls_stay_float32() -> None:
     latents, _ = edited(UNET)
     assert latents.dtype == torch.float32
@@ -85,8 +110,14 @@ def painter(tmp_path_factory: pytest.TempPathFactory) -> PaintPairs:
     return PaintPairs(load_recipe("postcard", overrides), "cpu")
 
 
-def row_of(url: Path) -> dict[str, str]:
-    return {"prompt_id": "a", "caption": "a red boat", "edited_caption": "a blue boat", "status": "", "url": str(url)}
+def row_of(place: Path) -> dict[str, str]:
+    return {
+        "prompt_id": "a",
+        "caption": "a red boat",
+        "edited_caption": "a blue boat",
+        "status": "",
+        "picture": str(place),
+    }
 
 
 def picture_in(folder: Path, width: int = 24, height: int = 16, seed: int = 0) -> Path:
@@ -130,6 +161,15 @@ def test_pairs_of_other_pictures_have_other_ids_and_those_of_the_same_the_same(p
     assert not ids[0] & ids[1]
 
 
+def test_the_recipe_says_how_many_steps_are_skipped_and_the_ids_tell(painter: PaintPairs, tmp_path: Path) -> None:
+    path = picture_in(tmp_path)
+    recipe = dataclasses.replace(painter.recipe, pairs=dataclasses.replace(painter.recipe.pairs, skip=1 / 3))
+    skipping = PaintPairs(recipe, "cpu").paint_row(row_of(path))
+    taking_all = painter.paint_row(row_of(path))
+    assert (skipping["row_evals"], taking_all["row_evals"]) == (4 * 2 * 2, 4 * 2 * 3)
+    assert not {p["pair_id"] for p in skipping["pairs"]} & {p["pair_id"] for p in taking_all["pairs"]}
+
+
 def test_a_picture_that_is_not_there_or_is_none_costs_its_own_row_and_is_named(painter, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(picture_in(tmp_path).read_bytes()[:60])
@@ -137,6 +177,16 @@ def test_a_picture_that_is_not_there_or_is_none_costs_its_own_row_and_is_named(p
         row = painter.paint_row(row_of(path))
         assert (row["status"], row["pairs"]) == ("error", [])
         assert str(path) in row["error"]
+
+
+@pytest.mark.parametrize("kind", ["away", "refused", "other"])
+def test_a_store_at_fault_is_no_prompts_error(painter: PaintPairs, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    def fails(uri: str) -> np.ndarray:
+        raise StorageError(f"{uri}: no answer", kind)
+
+    monkeypatch.setattr(module, "read_picture", fails)
+    with pytest.raises(StorageError, match="no answer"):
+        painter.paint_row(row_of(Path("x.png")))
 
 
 def test_a_square_is_cut_from_the_longer_side_and_stretched_nowhere() -> None:

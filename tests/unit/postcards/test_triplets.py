@@ -73,15 +73,14 @@ def test_command_writes_both_ways(tmp_path):
 
 
 def test_command_draws_what_is_captioned_beside_the_triplets(tmp_path):
-    assert (
-        main(["postcard", "--triplets", "5", "--seed", "3", "--pictures", "--output", str(tmp_path / "t.jsonl")]) == 0
-    )
+    drawn = ["--triplets", "5", "--seed", "3", "--pictures", "--size", "32"]
+    assert main(["postcard", *drawn, "--output", str(tmp_path / "t.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
     assert [row["url"] for row in rows[:5]] == [f"t-pictures/{number:06d}.png" for number in range(5)]
     assert not any("url" in row for row in rows[5:])
     for row, (example, _) in zip(rows[:5], postcard_triplets(5, seed=3), strict=True):
         assert row["caption"] == example.caption
-        assert np.array_equal(decode_image((tmp_path / row["url"]).read_bytes()), render(example.scene, 64))
+        assert np.array_equal(decode_image((tmp_path / row["url"]).read_bytes()), render(example.scene, 32))
 
 
 def test_pictures_without_triplets_are_refused(tmp_path, capsys):

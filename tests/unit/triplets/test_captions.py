@@ -9,7 +9,7 @@ from moto import mock_aws
 
 from ip2p.errors import InputError, StorageError
 from ip2p.seeds import stable_id
-from ip2p.triplets.captions import BadRow, as_batch, read_captions, with_pictures
+from ip2p.triplets.captions import BadRow, as_batch, beside, read_captions
 
 THREE = ["a cat", "a dog, sitting", 'a "red" boat']
 
@@ -301,26 +301,55 @@ def test_rows_become_the_columns_of_a_batch(tmp_path):
     batch = as_batch(read_captions(write_as("txt", tmp_path / "c.txt", THREE)).rows)
     assert list(batch["index"]) == [0, 1, 2]
     assert list(batch["caption"]) == THREE
-    assert set(batch) == {"index", "prompt_id", "caption", "url", "instruction", "edited_caption", "task"}
+    assert set(batch) == {"index", "prompt_id", "caption", "url", "instruction", "edited_caption", "task", "picture"}
 
 
 def test_pictures_are_found_beside_the_file_and_rows_without_one_are_named(tmp_path):
     urls = ["a.png", "sub/b.png", "/abs/c.png", "s3://bucket/d.png", "", "https://host/e.png"]
     path = tmp_path / "c.jsonl"
     path.write_text("".join(json.dumps({"caption": f"boat {n}", "url": url}) + "\n" for n, url in enumerate(urls)))
-    found = with_pictures(read_captions(str(path)))
-    assert [row.url for row in found.rows] == [
+    found = read_captions(str(path), pictures=True)
+    assert [row.picture for row in found.rows] == [
         f"{tmp_path}/a.png", f"{tmp_path}/sub/b.png", "/abs/c.png", "s3://bucket/d.png"
     ]  # fmt: skip
+    assert [row.url for row in found.rows] == urls[:4]
     assert [row.index for row in found.rows] == [0, 1, 2, 3]
     assert [(bad.line, bad.message.partition(":")[0]) for bad in found.bad] == [
         (5, "pairs.original=given needs a picture"), (6, "https")
     ]  # fmt: skip
     assert "img2dataset" in found.bad[1].message
+    assert as_batch(found.rows)["picture"].tolist()[0] == f"{tmp_path}/a.png"
+    assert {row.picture for row in read_captions(str(path)).rows} == {""}
+
+
+def test_rows_without_a_picture_do_not_count_towards_the_limit(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"caption": "a boat"}\n{"caption": "a house", "url": "h.png"}\n')
+    assert [row.caption for row in read_captions(str(path), 1, pictures=True).rows] == ["a house"]
+
+
+def test_the_picture_is_part_of_what_a_prompt_is_and_the_folder_is_not(tmp_path):
+    rows = [{"caption": "a boat", "url": url} for url in ("a.png", "b.png", "a.png")]
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one, two = (read_captions(str(tmp_path / folder / "c.jsonl"), pictures=True) for folder in ("one", "two"))
+    assert len(one.rows) == 2
+    assert one.bad == [BadRow(3, "duplicate of line 1")]
+    assert [row.prompt_id for row in one.rows] == [row.prompt_id for row in two.rows]
+    assert len(read_captions(str(tmp_path / "one" / "c.jsonl")).rows) == 1
 
 
 def test_a_file_without_any_picture_is_one_error(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_text('{"caption": "a boat"}\n')
-    with pytest.raises(InputError, match=r"c\.jsonl: no row has a picture; line 1: .* column or key url"):
-        with_pictures(read_captions(str(path)))
+    with pytest.raises(InputError, match=r"c\.jsonl: none of its 1 rows .* line 1: .* column or key url"):
+        read_captions(str(path), pictures=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "place"),
+    [("/c.jsonl", "/a.png"), ("c.jsonl", "a.png"), ("s3://b/in/c.jsonl", "s3://b/in/a.png"), ("x/c.csv", "x/a.png")],
+)
+def test_a_picture_lies_beside_its_file(file, place):
+    assert beside(file, "a.png") == place
