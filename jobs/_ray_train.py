@@ -369,9 +369,12 @@ def train_on_cluster(
     as many workers as there is room for. Raises the Ip2pError of a worker, or JobError.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     _quiet()
-    board: typing.Any = ray.remote(Board).options(num_cpus=0).remote()
+    # An actor that asks for nothing may be put anywhere, and would go with the first node that does.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: typing.Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     ended: list[BaseException | None] = []
 
     def fit() -> None:
