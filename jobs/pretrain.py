@@ -34,6 +34,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--work", type=Path, default=Path("build/pretrain"), help="checkpoints and drawings (default %(default)s)")
     add("--start", type=Path, default=None, help="go on from the weights of this family instead of from nothing")
+    add(
+        "--hold", action="store_true", help="what the UNets of --start see stays: latents near, the text tower as it is"
+    )
+    add("--lr-scale", type=float, default=1.0, help="times every stage's learning rate (default %(default)s)")
     add("--stages", default=",".join(STAGES), help="comma-separated, in order (default %(default)s)")
     add("--edit-model", type=Path, default=None, metavar="DIR", help="model of jobs/train.py, for stage edit_model")
     add("--device", default="auto", help="cpu, cuda or auto (default)")
@@ -48,6 +52,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     unknown = set(args.stages.split(",")) - {*STAGES, TAKE_IN}
     if unknown:
         parser.error(f"unknown stage {', '.join(sorted(unknown))}; known: {', '.join((*STAGES, TAKE_IN))}")
+    if args.hold and not (args.start and args.start.resolve() != args.output.resolve()):
+        parser.error("--hold needs --start, the family whose latents and texts are held, and another --output")
     if (args.edit_model is None) != (TAKE_IN not in args.stages.split(",")):
         parser.error(f"--edit-model and --stages {TAKE_IN} need each other")
     return args
@@ -115,15 +121,26 @@ def run_vae(args: argparse.Namespace, device: str) -> None:
     from ip2p.postcards.family.autoencoder import train_autoencoder
     from ip2p.postcards.family.fitting import Schedule
 
-    schedule = Schedule(args.vae_steps, 16, 2e-3, warmup=200)
-    train_autoencoder(args.work, _drawings(args), schedule, device)
+    schedule = Schedule(args.vae_steps, 16, 2e-3 * args.lr_scale, warmup=200)
+    train_autoencoder(args.work, _drawings(args), schedule, device, _held(args, device))
+
+
+def _held(args: argparse.Namespace, device: str):
+    """The autoencoder whose latents are held, if any are."""
+    if not args.hold:
+        return None
+    from diffusers import AutoencoderKL
+
+    held = AutoencoderKL.from_pretrained(args.start / "text_to_image" / "vae").float().requires_grad_(False)
+    return held.eval().to(device)
 
 
 def run_clip(args: argparse.Namespace, device: str) -> None:
     from ip2p.postcards.family.clip import train_clip
     from ip2p.postcards.family.fitting import Schedule
 
-    train_clip(args.work, _drawings(args), Schedule(args.clip_steps, 192, 1e-3, weight_decay=0.05), device)
+    schedule = Schedule(args.clip_steps, 192, 1e-3 * args.lr_scale, weight_decay=0.05)
+    train_clip(args.work, _drawings(args), schedule, device, hold_text=args.hold)
 
 
 def run_latents(args: argparse.Namespace, device: str) -> None:
@@ -151,7 +168,7 @@ def run_unet(args: argparse.Namespace, device: str) -> None:
         args.work, _drawings(args), (means, stds), scaling_factor_of(means),
         CLIPTokenizer.from_pretrained(args.work / "tokenizer"),
         text_encoder.to(device).requires_grad_(False),
-        Schedule(args.unet_steps, 64, 1e-3, warmup=300), device,
+        Schedule(args.unet_steps, 64, 1e-3 * args.lr_scale, warmup=300), device,
     )  # fmt: skip
 
 
@@ -159,14 +176,14 @@ def run_lm(args: argparse.Namespace, device: str) -> None:
     from ip2p.postcards.family.fitting import Schedule
     from ip2p.postcards.family.triplet_lm import train_triplet_lm
 
-    train_triplet_lm(args.work, Schedule(args.lm_steps, 32, 2e-3), device)
+    train_triplet_lm(args.work, Schedule(args.lm_steps, 32, 2e-3 * args.lr_scale), device)
 
 
 def run_reader(args: argparse.Namespace, device: str) -> None:
     from ip2p.postcards.family.attribute_reader import train_reader
     from ip2p.postcards.family.fitting import Schedule
 
-    train_reader(args.work, _drawings(args), Schedule(args.reader_steps, 64, 2e-3), device)
+    train_reader(args.work, _drawings(args), Schedule(args.reader_steps, 64, 2e-3 * args.lr_scale), device)
 
 
 def run_save(args: argparse.Namespace, device: str) -> None:

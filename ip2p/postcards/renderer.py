@@ -51,13 +51,13 @@ def render(scene: Scene, size: int = 64) -> np.ndarray:
     if "moon" in scene.extras:
         _paint_moon(draw, scene.layout, side, line)
     _paint_ground(draw, scene, side, rng)
+    if "snowfall" in scene.extras:
+        _paint_snowfall(draw, side)
     _paint_object(draw, scene, side, line)
     if "flag" in scene.extras:
         _paint_flag(draw, scene, side, line)
     if "birds" in scene.extras:
         _paint_birds(draw, scene, side)
-    if "snowfall" in scene.extras:
-        _paint_snowfall(draw, side, rng)
     return apply_style(canvas, scene.style, size, scene.layout.detail_seed)
 
 
@@ -177,8 +177,11 @@ def _paint_birds(draw: ImageDraw.ImageDraw, scene: Scene, side: int) -> None:
         draw.line(wings, fill=ink, width=max(1, round(0.028 * side)), joint="curve")
 
 
-def _paint_snowfall(draw: ImageDraw.ImageDraw, side: int, rng: np.random.Generator) -> None:
-    places = rng.uniform(0, 1, (26, 2))
-    r = 0.02 * side
-    for x, y in places * side:
-        draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255), outline=(190, 200, 214))
+def _paint_snowfall(draw: ImageDraw.ImageDraw, side: int) -> None:
+    # Always in the same places, one flake to each latent of the 8x autoencoder: it erases flakes strewn at random,
+    # for their places are more than its latents hold.
+    step, r = side / 8, 0.025 * side
+    for row in range(8):
+        for column in range(8):
+            x, y = (column + 0.25 + 0.5 * (row % 2)) * step, (row + 0.5) * step
+            draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255), outline=(190, 200, 214))

@@ -52,7 +52,7 @@ def postcard() -> TrainingRecipe:
     """The embedded family on 64-pixel postcards, on CPU cores."""
     return TrainingRecipe(
         name="postcard", steps=6000, global_batch=64, micro_batch=64, learning_rate=6e-4, schedule="cosine", warmup=200,
-        guidance_scale=2.0, image_guidance_scale=2.0,
+        guidance_scale=3.0, image_guidance_scale=2.0,
         ema_decay=0.999, resolution=64, precision="float32", checkpoint_every=200, keep_checkpoints=2,
     )  # fmt: skip
 

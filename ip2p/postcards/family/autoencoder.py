@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from typing import Any as AutoencoderKL
 
 KL_WEIGHT = 3e-4  # per latent number; enough that neighbouring latents decode alike, little enough that edges stay
+LATENT_NOISE = 0.15  # a tenth of the latents' deviation: what a UNet gets a little wrong must decode alike as well
+HOLD_WEIGHT = 0.03  # on squared distances to latents held
 
 
 def new_autoencoder() -> AutoencoderKL:
@@ -51,14 +53,14 @@ def reconstruction_loss(made: torch.Tensor, wanted: torch.Tensor) -> torch.Tenso
 
 
 def train_autoencoder(
-    folder: Path, drawings: Drawings, schedule: Schedule, device: str = "cpu", decoder_only: bool = False
+    folder: Path, drawings: Drawings, schedule: Schedule, device: str = "cpu", hold: AutoencoderKL | None = None
 ) -> AutoencoderKL:
-    """Train from ``drawings``. ``decoder_only`` sharpens the pictures and leaves the latents as they are."""
+    """Train from ``drawings``. Latents stay near those of ``hold``, so that a UNet of its latents goes on with little.
+
+    That is for a small change of the world: what it newly shows is learned, and what was is encoded as before.
+    """
     torch.manual_seed(0)
     vae = new_autoencoder().to(memory_format=torch.channels_last).to(device)
-    if decoder_only:
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
 
     def loss_of(step: int) -> torch.Tensor:
         rng = np.random.default_rng((1, step))
@@ -66,8 +68,13 @@ def train_autoencoder(
         wanted = to_unit(drawings.pixels[chosen]).to(device)
         noise = torch.from_numpy(rng.standard_normal((schedule.batch, 4, 8, 8), dtype=np.float32)).to(device)
         posterior = vae.encode(wanted).latent_dist
-        made = vae.decode(posterior.mean + posterior.std * noise).sample
-        return reconstruction_loss(made, wanted) + KL_WEIGHT * posterior.kl().mean() / 256
+        made = vae.decode(posterior.mean + (posterior.std.square() + LATENT_NOISE**2).sqrt() * noise).sample
+        loss = reconstruction_loss(made, wanted) + KL_WEIGHT * posterior.kl().mean() / 256
+        if hold is not None:
+            with torch.no_grad():
+                held = hold.encode(wanted).latent_dist.mean
+            loss = loss + HOLD_WEIGHT * F.mse_loss(posterior.mean, held)
+        return loss
 
     return fit("vae", folder, vae, loss_of, schedule)
 

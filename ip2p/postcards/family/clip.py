@@ -63,12 +63,17 @@ def clip_batch(drawings: Drawings, step: int, batch: int) -> tuple[np.ndarray, l
     return np.stack(pixels), captions + edited_captions
 
 
-def train_clip(folder: Path, drawings: Drawings, schedule: Schedule, device: str = "cpu") -> CLIP:
+def train_clip(
+    folder: Path, drawings: Drawings, schedule: Schedule, device: str = "cpu", hold_text: bool = False
+) -> CLIP:
+    """Train from ``drawings`` and their edits. ``hold_text`` leaves the text tower, on which UNets are conditioned."""
     from transformers import CLIPTokenizer
 
     vocabulary = write_tokenizer(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     clip = new_clip(vocabulary).to(memory_format=torch.channels_last).to(device)
+    if hold_text:
+        clip.requires_grad_(False).visual.requires_grad_(True)
 
     def loss_of(step: int) -> torch.Tensor:
         pixels, captions = clip_batch(drawings, step, schedule.batch)
