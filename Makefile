@@ -64,19 +64,17 @@ bench: $(STAMP)  ## the measurements behind the documented numbers
 
 weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
 	$(BIN)/python jobs/pretrain.py --output $(FAMILY)
-	for seed in 101 102; do run=$(CORPUS)/$$seed; set -e; \
-		$(BIN)/python -m ip2p postcard --quiet --seed $$seed --triplets 3000 --pictures --output $$run.jsonl; \
-		$(BIN)/python jobs/datagen.py --recipe postcard-corpus --set seed=$$seed --triplets $$run.jsonl \
-			--prompts 3000 --output $$run; \
-		rm -rf $$run-back; \
-		$(BIN)/python -m ip2p invert --input $$run --triplets $$run.jsonl --output $$run-back; \
-	done
+	$(BIN)/python -m ip2p postcard --quiet --seed 101 --triplets 6000 --pictures --output $(CORPUS)/edits.jsonl
+	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --triplets $(CORPUS)/edits.jsonl --prompts 6000 \
+		--output $(CORPUS)/edits
+	rm -rf $(CORPUS)/back
+	$(BIN)/python -m ip2p invert --input $(CORPUS)/edits --triplets $(CORPUS)/edits.jsonl --output $(CORPUS)/back
 	rm -rf $(CORPUS)/drawn
 	$(BIN)/python -m ip2p postcard --quiet --seed 0 --restorations 60000 --output $(CORPUS)/drawn
 	$(BIN)/python jobs/train.py --pairs $(CORPUS)/drawn --cache-latents --set flip=0 --set steps=4000 \
 		--set learning_rate=6e-4 --output $(CORPUS)/copying
-	$(BIN)/python jobs/train.py --pairs $(foreach seed,101 102,$(CORPUS)/$(seed) $(CORPUS)/$(seed)-back) \
-		--cache-latents --set base=$(CORPUS)/copying/model --set steps=5000 --set learning_rate=5e-4 \
+	$(BIN)/python jobs/train.py --pairs $(CORPUS)/edits $(CORPUS)/back --cache-latents \
+		--set base=$(CORPUS)/copying/model --set steps=5000 --set learning_rate=5e-4 \
 		--export-dtype float16 --output $(CORPUS)/training
 	$(BIN)/python jobs/pretrain.py --stages edit_model --edit-model $(CORPUS)/training/model --output $(FAMILY)
 
