@@ -52,6 +52,11 @@ class StorageError(Ip2pError):
         super().__init__(message)
         self.kind = kind
 
+    @property
+    def is_of_one_file(self) -> bool:
+        """Whether other files of the same place may well be read."""
+        return self.kind in ("missing", "denied", "name")
+
 
 class CheckpointError(Ip2pError):
     """Weights that must not be used: the message says what was found, what was expected and what to do."""

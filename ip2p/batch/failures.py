@@ -37,7 +37,7 @@ def meaning_of(error: Exception, stage: str) -> str:
             return OWN
         if error.kind in ("refused", "full") or stage == "write":
             return FATAL
-        return OWN if error.kind in ("missing", "denied") else PASSING
+        return OWN if error.is_of_one_file else PASSING
     if isinstance(error, DeviceError | JobError):
         return FATAL
     if isinstance(error, InputError | CheckpointError):

@@ -20,7 +20,7 @@ from ip2p.editing.editor import as_seen
 from ip2p.editing.resize import Fitted, crop_to, fit, restore, working_size
 from ip2p.editing.step_table import StepTable, step_table
 from ip2p.errors import CheckpointError, InputError
-from ip2p.models.coding import edit_sizes, is_cut, latents_of, pictures_of, pixels_per_latent, text_states
+from ip2p.models.coding import edit_sizes, is_cut, latents_of, pictures_of, pixels_per_latent, scaled, text_states
 from ip2p.models.components import EditModel
 from ip2p.pairs.sampling import PairNoise
 
@@ -80,10 +80,8 @@ class Preparer:
 
     def _encoded(self, fitted: Fitted) -> tuple[torch.Tensor, torch.Tensor]:
         """The original's latent as the UNet sees it, and as the sampler does."""
-        config = self.model.vae.config
         mode = latents_of(self.model.vae, [fitted.pixels])[0]
-        clean = (mode - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
-        return as_seen(self.model, mode), clean
+        return as_seen(self.model, mode), scaled(self.model.vae, mode)
 
     def _text(self, text: str) -> torch.Tensor:
         return typing.cast(torch.Tensor, self._texts(text, lambda: text_states(self.model, [text])[0]))

@@ -24,6 +24,11 @@ def latents_of(vae: typing.Any, pictures: Sequence[np.ndarray]) -> torch.Tensor:
     return torch.cat(modes)
 
 
+def scaled(vae: typing.Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents of ``vae``, as ``latents_of`` gives them, shifted and scaled as its UNet expects."""
+    return (latents - (getattr(vae.config, "shift_factor", None) or 0.0)) * vae.config.scaling_factor
+
+
 def decode_latents(vae: typing.Any, latents: torch.Tensor) -> torch.Tensor:
     """Scaled latents ``(n, C, h, w)`` to images ``(n, 3, H, W)`` float32 in [0, 1]; NaN and Inf stay what they are."""
     shift = getattr(vae.config, "shift_factor", None) or 0.0

@@ -18,7 +18,7 @@ import torch
 from ip2p.config import Recipe
 from ip2p.errors import DeviceError, RecipeError, StorageError
 from ip2p.images import encode_image, square, to_uint8
-from ip2p.models.coding import decode_latents, latents_of, pixels_per_latent, text_state, token_ids
+from ip2p.models.coding import decode_latents, latents_of, pixels_per_latent, scaled, text_state, token_ids
 from ip2p.models.components import load_clip, load_text_to_image, resolve_device
 from ip2p.models.device_faults import is_device_fault, is_out_of_memory
 from ip2p.pairs.alignment import align_tokens
@@ -47,7 +47,8 @@ class Prompt:
     caption: str
     edited_caption: str
     texts: PairTexts
-    given: np.ndarray | None = None  # the original image where it is not painted
+    given: np.ndarray | None = None  # the original image where it is not painted,
+    latents: torch.Tensor | None = None  # and its latents (1, C, h, w), scaled
 
 
 @dataclass
@@ -108,7 +109,7 @@ class PaintPairs:
             inverted = () if given is None else (sha256_of(given.tobytes()), self.settings.skip)
             pairs = self._pairs((prompt_id, caption, edited_caption, *inverted), painted)
         except Exception as error:
-            if isinstance(error, StorageError) and error.kind not in ("missing", "denied", "name"):
+            if isinstance(error, StorageError) and not error.is_of_one_file:
                 raise  # the store is at fault, not this prompt
             if is_device_fault(error):
                 raise DeviceError(f"{self.device} failed while painting {prompt_id}: {error}") from error
@@ -132,7 +133,8 @@ class PaintPairs:
         counts the calls that came through.
         """
         drawn = draw_candidates(self.recipe, prompt_id)
-        prompt = Prompt(caption, edited_caption, self._texts(caption, edited_caption), given)
+        latents = None if given is None else self._latents_of(given)
+        prompt = Prompt(caption, edited_caption, self._texts(caption, edited_caption), given, latents)
         painted = Painted()
         per_call = self.recipe.pairs.candidates_per_call
         while len(painted.candidates) < len(drawn):
@@ -173,7 +175,7 @@ class PaintPairs:
             p2p_thresholds=[candidate.p2p_threshold for candidate in call],
             guidance_scales=[candidate.guidance_scale for candidate in call],
             settings=self.settings,
-            originals=None if prompt.given is None else self._latents_of(prompt.given).expand(len(call), -1, -1, -1),
+            originals=None if prompt.latents is None else prompt.latents.expand(len(call), -1, -1, -1),
         )
         # Pair by pair, so that the decoder's memory (most of it at 512 pixels) does not grow with the call.
         decoded = [self._decoded(pair, prompt.given) for pair in latents]
@@ -186,9 +188,7 @@ class PaintPairs:
 
     def _latents_of(self, picture: np.ndarray) -> torch.Tensor:
         """The mode of one picture's posterior, shifted and scaled as the UNet expects, ``(1, C, h, w)``."""
-        config = self.model.vae.config
-        shift = getattr(config, "shift_factor", None) or 0.0
-        return (latents_of(self.model.vae, [picture]) - shift) * config.scaling_factor
+        return scaled(self.model.vae, latents_of(self.model.vae, [picture]))
 
     def _decoded(self, pair: torch.Tensor, given: np.ndarray | None) -> torch.Tensor:
         """Both images of a pair; a given one is what it was before the autoencoder saw it."""

@@ -61,7 +61,10 @@ class Training:
 
     def ended(self) -> dict[str, torch.Tensor]:
         """The averaged weights that it leaves."""
-        code = self.process.wait(400)
+        try:
+            code = self.process.wait(400)
+        finally:
+            self.process.kill()
         self.listener.join(10)
         assert code == 0, "".join(self.said)[-3000:]
         return load_file(self.output / "checkpoints" / f"step-{STEPS:08d}" / "ema-000.safetensors")
