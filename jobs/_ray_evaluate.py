@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import typing
 from collections.abc import Iterator, Mapping
@@ -20,9 +21,10 @@ if typing.TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """All that the numbers depend on."""
+    """All that the numbers depend on, beside the pictures."""
 
     model: str
+    weights: dict[str, str]  # id of each part of each model
     recipe: Recipe
     guidance_scales: tuple[float, ...]
     image_guidance_scales: tuple[float, ...]
@@ -34,7 +36,7 @@ class Settings:
 
     def shown(self) -> dict[str, typing.Any]:
         """As JSON takes it."""
-        return {**vars(self), "recipe": self.recipe.name}
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)

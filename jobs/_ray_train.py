@@ -12,20 +12,21 @@ import json
 import logging
 import os
 import threading
+import time
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ip2p.errors import InputError, Ip2pError, JobError, TrainingError
 from ip2p.storage import Folder, open_folder
-from jobs._ray import Columns, FailedShard, Row, Step, device_of, loaded, on_shard, pack, run_steps, unpack
+from jobs._ray import FailedShard, Row, Step, device_of, loaded, on_shard, pack, run_steps, unpack
 
 if typing.TYPE_CHECKING:
     import numpy as np
 
     from ip2p.models.components import EditModel
-    from ip2p.training.latent_cache import CacheIdentity
+    from ip2p.training.latent_cache import CacheIdentity, PlannedPart
     from ip2p.training.loss import NoiseSchedule
     from ip2p.training.pair_columns import PairSource
     from ip2p.training.pair_index import ShardRows
@@ -36,6 +37,7 @@ METRICS = "metrics.jsonl"
 CACHE_PARTS_AT_ONCE = 4096
 RETRIES = 4  # restarts of the group of workers before a run is given up
 LISTEN_EVERY_S = 0.5
+SILENCE_S = 90.0  # without a word of the workers, which may wait for nodes for ever, people are told why
 RESIZE_EVERY_S = 30.0  # seconds between looks for nodes that came; a larger group starts from the last checkpoint
 
 
@@ -88,16 +90,14 @@ class EncodePart:
     def __call__(self, row: Row) -> Row:
         return on_shard(row, self.encode)
 
-    def encode(self, part: Columns) -> dict[str, typing.Any]:
+    def encode(self, part: PlannedPart) -> dict[str, typing.Any]:
         from ip2p.training.latent_cache import make_part
 
-        return make_part(
-            self.folder, self.identity, part["split"], part["number"], part["shards"], self.encoder()
-        )  # fmt: skip
+        return make_part(self.folder, self.identity, **part, encoder=self.encoder())
 
 
 def encode_parts(
-    work: Work, parts: dict[str, Columns], team: Team, told: Callable[[str], None]
+    work: Work, parts: Mapping[str, PlannedPart], team: Team, told: Callable[[str], None]
 ) -> dict[str, typing.Any]:
     """Make the ``parts`` of the latent cache on the cluster; returns the manifest's entries of all their files."""
     assert work.identity is not None
@@ -268,7 +268,7 @@ def source_of(work: Work, base: EditModel, device: typing.Any, split: str) -> Pa
         assert work.identity is not None
         return CachedRows(open_folder(work.cache), work.identity, split, device)
     encoder = PairEncoder(base.vae, base.text_encoder, base.tokenizer)
-    return PictureRows(work.splits[split], encoder, work.recipe.resolution)
+    return PictureRows(work.splits[split], encoder, work.recipe.resolution, threads=work.threads)
 
 
 def over_workers(told: dict[str, typing.Any], world: int) -> dict[str, typing.Any]:
@@ -386,10 +386,15 @@ def train_on_cluster(
 
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
+    silent_until: float | None = time.monotonic() + SILENCE_S
     while thread.is_alive():
         thread.join(LISTEN_EVERY_S)
         for kind, content in ray.get(board.take.remote()):
+            silent_until = None
             heard(kind, content)
+        if silent_until is not None and time.monotonic() > silent_until:
+            silent_until = None
+            heard("note", f"waiting for room for {describe(team)}; `ray status` shows what there is")
     failure = ray.get(board.failure.remote())
     if failure is not None:
         raise unpack(failure)
@@ -437,19 +442,21 @@ def _quiet() -> None:
 
 
 def team_of(workers: tuple[int, int] | None, gpus_each: float | None) -> Team:
-    """As many workers as the GPUs allow; without GPUs one worker with the CPUs that are left.
+    """As many workers as the GPUs allow; without GPUs one worker with the CPUs that its node has left.
 
     Raises InputError where the smallest team asked for does not fit into a Ray of our own. A cluster may grow.
     """
     import ray
 
-    resources = ray.cluster_resources()
-    gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus, cpus = (int(sum(node.get(name, 0) for node in nodes)) for name in ("GPU", "CPU"))
+    cpus = max(1, cpus)
     if gpus_each and not gpus:
         raise InputError("--gpus-per-worker asks for GPUs, but this cluster has none; leave it out")
     share = 1.0 if gpus_each is None and gpus else gpus_each or 0.0
     chosen = workers or ((max(1, int(gpus / share)),) * 2 if share else (1, 1))
-    team = Team(chosen, share, 1.0 if share else max(0.5, (cpus - 0.5) / chosen[0]), cpus)
+    each = 1.0 if share else cpu_share([node.get("CPU", 0) for node in nodes], chosen[0])
+    team = Team(chosen, share, each, cpus)
     needs = chosen[0] * (share or team.cpus)
     if not os.environ.get("RAY_ADDRESS") and needs > (gpus if share else cpus):
         there = f"{gpus} GPU{'s' if gpus != 1 else ''}" if share else f"{cpus} CPU cores"
@@ -457,6 +464,17 @@ def team_of(workers: tuple[int, int] | None, gpus_each: float | None) -> Team:
             f"{chosen[0]} workers of {describe_share(team)} each do not fit on {there}; use fewer --workers"
         )
     return team
+
+
+def cpu_share(cores: Sequence[float], workers: int) -> float:
+    """The most CPUs that each of ``workers`` can have, none of them cut in two, on nodes of so many ``cores``.
+
+    Half a core of every node is left to whatever else runs there. At least 0.5, whether that fits or not.
+    """
+    left = [max(0.0, count - 0.5) for count in cores]
+    shares = (count / some for count in left for some in range(1, workers + 1))
+    fitting = (share for share in shares if share and sum(int(count / share + 1e-9) for count in left) >= workers)
+    return max(0.5, max(fitting, default=0.5))
 
 
 def describe_share(team: Team) -> str:

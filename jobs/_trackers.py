@@ -52,13 +52,16 @@ class Trackers:
 
 
 def wanted_trackers(names: str) -> list[str]:
-    """The trackers that ``names`` asks for. Raises InputError for one that accelerate does not know."""
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    """The trackers that ``names`` asks for. Raises InputError for one that accelerate does not know, or that lacks."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+    there = [str(tracker.value) for tracker in get_available_trackers()]
     wanted = [name.strip() for name in names.split(",") if name.strip() not in ("", "none")]
     for name in wanted:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise InputError(f"--report-to {name}: known are {', '.join(sorted(LOGGER_TYPE_TO_CLASS))} and none")
+        if name not in there:
+            raise InputError(f"--report-to {name}: the package is not there; install it, or --report-to none")
     return wanted
 
 
@@ -87,9 +90,6 @@ def _tracker(name: str, folder: Folder) -> typing.Any:
     kind = LOGGER_TYPE_TO_CLASS[name]
     logs = folder.root if isinstance(folder, LocalFolder) else LOCAL_LOGS
     arguments = {"logging_dir": str(logs)} if kind.requires_logging_directory else {}
-    try:
-        tracker = kind("tensorboard" if name == "tensorboard" else "ip2p", **arguments)
-        tracker.start()
-    except ImportError as error:
-        raise InputError(f"--report-to {name}: {error}; install it, or --report-to none") from error
+    tracker = kind("tensorboard" if name == "tensorboard" else "ip2p", **arguments)
+    tracker.start()
     return tracker

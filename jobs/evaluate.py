@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.config import Recipe, load_recipe
+from ip2p.config import EMBEDDED, Recipe, load_recipe
 from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
 from jobs._command import add_output_flags, check_ours, ended, located, size_range
@@ -53,7 +53,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--pairs", nargs="+", default=[], metavar="RUN", help="take the curve's pictures from these runs' test split")
     add("--cfg-text", type=float, nargs="+", help="s_T; the curve takes several (default: the model's own, or 7.5)")
     add("--cfg-image", type=float, nargs="+", help="s_I (default: the model's own, or 1.5; of the curve 1.0 to 2.2)")
-    add("--steps", type=int, default=20, help="denoising steps (default %(default)s; the released script took 20)")
+    add("--steps", type=int, default=20, help="denoising steps (default %(default)s; the released script took 100)")
     add("--strength", type=float, default=0.75, help="of SDEdit, 0..1 (default %(default)s)")
     add("--sdedit-cfg", type=float, default=7.5, help="guidance scale of SDEdit (default %(default)s)")
     add("--seed", type=int, default=0)
@@ -72,11 +72,12 @@ def run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, args.set)
     folder = open_folder(located(args.output))
     settings = checked(args, recipe)
-    check_ours(folder, "records.parquet", "about.json", "recipe.json", "manifest.json", SUMMARY)
     parts = planned(args)
+    shown = shown_settings(args, settings)
+    claim_folder(folder, "curve" if args.curve else "exam", shown)
     records = measured(args, settings, parts)
     report = curve_report(folder, records) if args.curve else exam_report(folder, records)
-    report |= {"settings": settings.shown(), "seconds": round(time.monotonic() - started, 1)}
+    report |= {"settings": shown, "seconds": round(time.monotonic() - started, 1)}
     folder.write(SUMMARY, (json.dumps(report, indent=1) + "\n").encode())
     print(json.dumps(report) if args.json else f"figures and numbers: {folder.uri}")
     return 0
@@ -87,11 +88,13 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     from ip2p.editing.editor import check_settings
     from ip2p.evaluation.trade_off import IMAGE_GUIDANCE_SCALES
     from ip2p.models.components import model_folder, own_scales
-    from ip2p.models.preflight import check_edit_files
+    from ip2p.models.preflight import check_measured
     from jobs._ray_evaluate import Settings
 
-    own_text, own_image = own_scales(model_folder("edit_model", args.model, setting="--model"))
-    check_edit_files(args.model)
+    # Workers do not run where we do.
+    model = args.model if args.model == EMBEDDED else str(Path(args.model).expanduser().absolute())
+    own_text, own_image = own_scales(model_folder("edit_model", model, setting="--model"))
+    weights = check_measured(model, recipe, args.curve, not args.curve and "sdedit" in args.methods)
     text_scales = args.cfg_text or [own_text]
     image_scales = args.cfg_image or (list(IMAGE_GUIDANCE_SCALES) if args.curve else [own_image])
     for s_t in text_scales:
@@ -106,9 +109,29 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     if not args.curve and len(text_scales) * len(image_scales) > 1:
         raise InputError("the exam takes one --cfg-text and one --cfg-image; several are for --curve")
     return Settings(
-        args.model, recipe, tuple(text_scales), tuple(image_scales), args.steps, args.strength, args.sdedit_cfg,
+        model, weights, recipe, tuple(text_scales), tuple(image_scales), args.steps, args.strength, args.sdedit_cfg,
         args.seed, args.exam,
     )  # fmt: skip
+
+
+def shown_settings(args: argparse.Namespace, settings: Settings) -> dict[str, typing.Any]:
+    """All that the numbers depend on, as JSON takes it."""
+    return {**settings.shown(), "examples": args.examples, "methods": args.methods, "pairs": args.pairs}
+
+
+def claim_folder(folder: Folder, kind: str, shown: dict[str, typing.Any]) -> None:
+    """Raise InputError where the folder holds something that these numbers would take the place of."""
+    check_ours(folder, "records.parquet", "about.json", "recipe.json", "manifest.json", SUMMARY)
+    if not folder.exists(SUMMARY):
+        return
+    there = json.loads(folder.read(SUMMARY))
+    was, now = there.get("settings", {}), json.loads(json.dumps(shown))
+    changed = [name for name in now if was.get(name) != now[name]] if kind in there else [kind]
+    if changed:
+        raise InputError(
+            f"{folder.uri}: holds an evaluation of something else (differs in {', '.join(changed)}); "
+            "choose another --output, or delete it"
+        )
 
 
 def planned(args: argparse.Namespace) -> dict[str, Part]:

@@ -169,7 +169,9 @@ def train(args: argparse.Namespace, work: FineTuneWork) -> None:
         progress.say(f"train on {examples} triplets, {work.recipe.held_out} are held out; {describe(team)}")
 
         def heard(kind: str, content: typing.Any) -> None:
-            if kind == "begun":
+            if kind == "note":
+                progress.say(content)
+            elif kind == "begun":
                 progress.say(f"from step {content['step']}, {content['workers']} workers")
                 progress.at(content["step"])
             elif kind == "metrics":

@@ -111,6 +111,7 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
     not run where we do."""
     from ip2p.models.preflight import check_base
     from ip2p.training.latent_cache import cache_identity
+    from ip2p.training.lora import check_peft
     from jobs._ray_train import Work
     from jobs._trackers import wanted_trackers
 
@@ -119,8 +120,10 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
         raise InputError("--report-every is at least 1 step, --look-every and --threads at least 0")
     if args.shard and recipe.lora_rank:
         raise InputError("--shard and lora_rank exclude each other; low-rank additions fit on one GPU")
+    if recipe.lora_rank:
+        check_peft()
     output, runs = located(args.output), [located(uri) for uri in args.pairs]
-    weights = check_base(recipe.base)
+    weights = check_base(recipe.base, recipe.resolution)
     if recipe.base != EMBEDDED:
         recipe = dataclasses.replace(recipe, base=str(Path(recipe.base).expanduser().absolute()))
     splits = listed(runs)
@@ -137,14 +140,14 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
 
 def listed(runs: Sequence[str]) -> dict[str, typing.Any]:
     """Shards of the train split, and of val where there are any. Raises DatasetError where nothing can be trained."""
-    from ip2p.training.pair_index import list_pairs
+    from ip2p.training.pair_index import list_splits
 
-    splits = {"train": list_pairs(runs, "train")}
-    try:
-        splits["val"] = list_pairs(runs, "val")
-    except DatasetError:
+    found = list_splits(runs)
+    if not found["train"]:
+        raise DatasetError(f"no pair of split 'train' in {', '.join(runs)}; name run folders with kept pairs")
+    if not found["val"]:
         print("warning: the val split has no pair; nothing will be looked at while training", file=sys.stderr)
-    return splits
+    return {split: found[split] for split in ("train", "val") if found[split]}
 
 
 def claim_folder(folder: Folder, recipe: TrainingRecipe, about: dict[str, str]) -> None:
@@ -177,18 +180,14 @@ def encode(work: Work, team: Team, progress: Progress) -> None:
     """Make the latent cache, or what is missing of it."""
     from ip2p.models.components import load_base
     from ip2p.training.encoding import PairEncoder
-    from ip2p.training.latent_cache import finish_cache, is_finished, plan_parts
+    from ip2p.training.latent_cache import finish_cache, is_finished, planned_parts
     from jobs._ray_train import encode_parts
 
     assert work.identity is not None
     folder = open_folder(work.cache)
     if is_finished(folder, work.identity):
         return
-    parts = {
-        f"{split}-{number}": {"split": split, "number": number, "shards": shards}
-        for split, listed in work.splits.items()
-        for number, shards in enumerate(plan_parts(listed))
-    }
+    parts = planned_parts(work.splits)
     done: list[str] = []
 
     def told(name: str) -> None:

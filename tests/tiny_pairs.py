@@ -11,7 +11,10 @@ from ip2p.dataset.manifest import write_manifest
 from ip2p.dataset.run_folder import shard_name, write_shard
 from ip2p.dataset.tables import PROVENANCE, SIMILARITIES, image_cell
 from ip2p.images import encode_image
-from ip2p.storage import LocalFolder
+from ip2p.storage import Folder, LocalFolder
+from ip2p.training import latent_cache
+from ip2p.training.encoding import PairEncoder
+from ip2p.training.pair_index import ShardRows
 
 Record = dict[str, typing.Any]
 INSTRUCTIONS = ("make it night", "turn it into a drawing", "move it to the left")
@@ -53,3 +56,19 @@ def write_run(
         files |= write_shard(folder, shard_name(first // per_shard, [row["prompt_id"] for row in shard]), [], shard)
     write_manifest(folder, files)
     return str(root)
+
+
+def make_cache(
+    folder: Folder,
+    identity: latent_cache.CacheIdentity,
+    splits: dict[str, list[ShardRows]],
+    encoder: PairEncoder,
+    pairs_per_part: int = latent_cache.PAIRS_PER_PART,
+) -> None:
+    """The latent cache of ``splits`` as ``jobs/train.py`` makes it, in this process."""
+    if latent_cache.is_finished(folder, identity):
+        return
+    files = {}
+    for part in latent_cache.planned_parts(splits, pairs_per_part).values():
+        files |= latent_cache.make_part(folder, identity, **part, encoder=encoder)
+    latent_cache.finish_cache(folder, identity, files, encoder)

@@ -7,7 +7,6 @@ Held-out postcards, drawn by the renderer and edited by whatever is passed in, a
 from __future__ import annotations
 
 import io
-import json
 import math
 import typing
 from collections.abc import Callable, Sequence
@@ -33,11 +32,9 @@ EditExamples = Callable[[Sequence[np.ndarray], Sequence[EditExample], Sequence[i
 """Pictures ``(64, 64, 3)`` uint8, what is asked of each, and a seed for each, to edited pictures of that size."""
 
 
-def held_out_examples(count: int, exam: int = EXAM, reader: AttributeReader | None = None) -> list[EditExample]:
+def held_out_examples(count: int, exam: int = EXAM) -> list[EditExample]:
     """``count`` edits of scenes whose (object, colour, style) no training drawing shows, the tasks in turn.
 
-    With a ``reader``, edits whose drawn truth it would not mark as exact are left out: it errs on some drawings, and
-    a right answer to such a question would count as wrong (``drawn_truth`` measures how often without a reader here).
     The first examples of a larger exam are those of a smaller one.
     """
     found: list[EditExample] = []
@@ -48,14 +45,9 @@ def held_out_examples(count: int, exam: int = EXAM, reader: AttributeReader | No
         example = sample_example(scene_of(exam, index, held_out=True), rng, task)
         index += 1
         # A picture without extras has none to remove.
-        if example.task == task and (reader is None or _marks_the_truth(reader, example)):
+        if example.task == task:
             found.append(example)
     return found
-
-
-def _marks_the_truth(reader: AttributeReader, example: EditExample) -> bool:
-    before, after = read_pictures(reader, [render(example.scene, SIZE), render(example.edited_scene, SIZE)])
-    return judge_edit(before, after, asked_changes(example.scene, example.edited_scene)).exact
 
 
 def no_edit(pictures: Sequence[np.ndarray], examples: Sequence[EditExample], seeds: Sequence[int]) -> list[np.ndarray]:
@@ -143,11 +135,6 @@ def summarise(records: Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]
             task: _summary(mine) for task in TASKS if (mine := [record for record in records if record["task"] == task])
         },
     }
-
-
-def write_report(results: dict[str, dict[str, typing.Any]], path: Path) -> None:
-    """``{method: summarise(records)}`` as JSON."""
-    LocalFolder(path.parent).write(path.name, (json.dumps(results, indent=1) + "\n").encode())
 
 
 def draw_success(results: dict[str, dict[str, typing.Any]], path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from ip2p.editing.denoiser import GuidedDenoiser
 from ip2p.editing.guidance import needed_rows, row_states
 from ip2p.errors import InputError
-from ip2p.models.coding import latents_of, pictures_of, text_states
+from ip2p.models.coding import latents_of, pictures_of, scaled, text_states
 from ip2p.models.components import TextToImage
 from ip2p.pairs.sampling import SAMPLERS, PairNoise
 from ip2p.pairs.sigmas import sigma_table
@@ -39,8 +39,9 @@ def sdedit(
     """
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be between 0 and 1, got {strength}")
-    clean = latents_of(model.vae, images) * model.vae.config.scaling_factor
-    noise = PairNoise(seed, tuple(clean.shape[1:]), model.unet.device)
+    clean = scaled(model.vae, latents_of(model.vae, images))
+    channels, height, width = clean.shape[1:]
+    noise = PairNoise(seed, (channels, height, width), model.unet.device)
     first = steps - round(strength * steps)
     if first == steps:
         return pictures_of(model.vae, clean)

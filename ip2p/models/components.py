@@ -286,6 +286,13 @@ def check_base_width(folder: Path) -> None:
     _check_configs(folder, (1, 2))
 
 
+def check_resolution(folder: Path, resolution: int) -> None:
+    """Raise CheckpointError where the autoencoder of ``folder`` does not take squares of ``resolution`` pixels."""
+    side = 2 ** (len(_read_json(folder / "vae" / "config.json").get("block_out_channels", (0,) * 4)) - 1)
+    if resolution % side:
+        raise CheckpointError(f"{folder}/vae: takes sides of multiples of {side} pixels, not resolution={resolution}")
+
+
 def check_edit_width(folder: Path) -> None:
     """The same where it is no edit model."""
     _check_configs(folder, (2,))

@@ -13,6 +13,7 @@ from ip2p.models.checkpoint import check_safetensors, find_weights, weights_sha2
 from ip2p.models.components import (
     check_base_width,
     check_edit_width,
+    check_resolution,
     find_clip,
     model_folder,
     own_scales,
@@ -35,18 +36,29 @@ def check_model_files(recipe: Recipe) -> dict[str, str]:
     return ids
 
 
-def check_base(base: str) -> dict[str, str]:
-    """The same of the model that a training begins with: a folder, or ``embedded``."""
+def check_base(base: str, resolution: int) -> dict[str, str]:
+    """The same of the model, a folder or ``embedded``, that a training on pictures of ``resolution`` begins with."""
     folder = model_folder("text_to_image", base, setting="base")
     check_base_width(folder)
+    check_resolution(folder, resolution)
     return _component_ids(folder)
 
 
-def check_edit_model(name: str) -> dict[str, str]:
+def check_edit_model(name: str, setting: str = "--ckpt") -> dict[str, str]:
     """The same of an edit model, a folder or ``embedded``, and its own guidance scales, since they decide edits too."""
-    folder = model_folder("edit_model", name, setting="--ckpt")
+    folder = model_folder("edit_model", name, setting=setting)
     check_edit_width(folder)
     return {**_component_ids(folder), "scales": " ".join(f"{scale:g}" for scale in own_scales(folder))}
+
+
+def check_measured(model: str, recipe: Recipe, by_clip: bool, beside_sdedit: bool) -> dict[str, str]:
+    """The same of all that an evaluation of the edit model ``model`` asks: CLIP, and SDEdit's text-to-image model."""
+    ids = {f"edit_model_{part}": id_ for part, id_ in check_edit_model(model, setting="--model").items()}
+    if by_clip:
+        *_, ids["clip"] = find_clip(recipe.models)
+    if beside_sdedit:
+        ids |= _component_ids(model_folder("text_to_image", recipe.models.text_to_image))
+    return ids
 
 
 def check_edit_files(name: str) -> None:

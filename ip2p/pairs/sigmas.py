@@ -54,11 +54,3 @@ def sigma_of(timesteps: torch.Tensor, scheduler_config: Mapping[str, typing.Any]
     logs = training_sigmas(scheduler_config).log()
     low = timesteps.floor().long().clamp(0, len(logs) - 2)
     return torch.lerp(logs[low], logs[low + 1], timesteps.double() - low).exp()
-
-
-def timestep_of(sigmas: torch.Tensor, scheduler_config: Mapping[str, typing.Any]) -> torch.Tensor:
-    """The fractional timestep of each sigma (n,), the inverse of ``sigma_of``; beyond the table its nearest end."""
-    logs = training_sigmas(scheduler_config).log()
-    wanted = sigmas.double().log().clamp(logs[0], logs[-1])
-    low = (torch.searchsorted(logs, wanted, right=True) - 1).clamp(0, len(logs) - 2)
-    return low + (wanted - logs[low]) / (logs[low + 1] - logs[low])

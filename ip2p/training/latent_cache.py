@@ -71,6 +71,25 @@ def plan_parts(shards: Sequence[ShardRows], pairs_per_part: int = PAIRS_PER_PART
     return [part for part in parts if part]
 
 
+class PlannedPart(typing.TypedDict):
+    """What ``make_part`` is to make."""
+
+    split: str
+    number: int
+    shards: Sequence[ShardRows]
+
+
+def planned_parts(
+    splits: Mapping[str, Sequence[ShardRows]], pairs_per_part: int = PAIRS_PER_PART
+) -> dict[str, PlannedPart]:
+    """All parts of a cache of ``splits``, by name."""
+    return {
+        f"{split}-{number}": {"split": split, "number": number, "shards": part}
+        for split, shards in splits.items()
+        for number, part in enumerate(plan_parts(shards, pairs_per_part))
+    }
+
+
 def cache_shard(
     records: Sequence[Record], encoder: PairEncoder, resolution: int, mirrored: bool
 ) -> tuple[pa.Table, pa.Table]:
@@ -126,7 +145,11 @@ def finish_cache(
     files: Mapping[str, FileEntry],
     encoder: PairEncoder,
 ) -> None:
-    """Write the states of the empty text and the manifest: from here on the cache can be read."""
+    """Write the states of the empty text and the manifest: from here on the cache can be read.
+
+    Files of a finished cache of another identity that was here are deleted.
+    """
+    former = _read_manifest(folder)["files"] if folder.exists(MANIFEST) else ()
     null_text = _parquet(text_table([""], encoder))
     folder.write(NULL_TEXT, null_text)
     text_config = encoder.text_encoder.config
@@ -137,36 +160,14 @@ def finish_cache(
         "files": {**files, NULL_TEXT: _entry(null_text)},
     }
     folder.write(MANIFEST, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+    for name in former:
+        if name not in files and name != NULL_TEXT:
+            folder.delete(name)
 
 
 def is_finished(folder: Folder, identity: CacheIdentity) -> bool:
     """Whether ``folder`` holds the whole cache of ``identity``. Raises DatasetError where it holds something else."""
     return folder.exists(MANIFEST) and not _differences(_read_manifest(folder), identity)
-
-
-def make_cache(
-    folder: Folder,
-    identity: CacheIdentity,
-    splits: Mapping[str, Sequence[ShardRows]],
-    encoder: PairEncoder,
-    pairs_per_part: int = PAIRS_PER_PART,
-) -> None:
-    """Make the whole cache in this process; nothing is encoded again that is there already.
-
-    A finished cache of another identity makes way for the new one. Raises DatasetError for a folder that holds
-    something else, a run for example.
-    """
-    if is_finished(folder, identity):
-        return
-    former = _read_manifest(folder) if folder.exists(MANIFEST) else None
-    files: dict[str, FileEntry] = {}
-    for split, shards in splits.items():
-        for number, part in enumerate(plan_parts(shards, pairs_per_part)):
-            files |= make_part(folder, identity, split, number, part, encoder)
-    finish_cache(folder, identity, files, encoder)
-    for name in former["files"] if former else ():
-        if name not in files and name != NULL_TEXT:
-            folder.delete(name)
 
 
 class CachedRows:

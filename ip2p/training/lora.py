@@ -6,6 +6,7 @@ the original image.
 
 from __future__ import annotations
 
+import importlib.util
 import typing
 
 import torch
@@ -15,12 +16,17 @@ from ip2p.errors import InputError
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
+def check_peft() -> None:
+    """Raise InputError where peft is not there."""
+    if importlib.util.find_spec("peft") is None:
+        raise InputError("lora_rank needs the package peft: `pip install peft`, or `--set lora_rank=0`")
+
+
 def add_lora(unet: typing.Any, rank: int, seed: int) -> None:
     """Freeze ``unet`` and add trainable layers of ``rank``; at first they change nothing. InputError without peft."""
-    try:
-        from peft import LoraConfig
-    except ImportError as error:
-        raise InputError("lora_rank needs the package peft: `pip install peft`, or `--set lora_rank=0`") from error
+    check_peft()
+    from peft import LoraConfig
+
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -57,7 +57,7 @@ def target_latents(columns: PairColumns, posterior_noise: torch.Tensor, schedule
 def image_latents(columns: PairColumns, schedule: NoiseSchedule) -> torch.Tensor:
     """The original images as the UNet sees them beside the noisy latent, ``(n, C, h, w)``."""
     if schedule.image_latent_scaled:
-        return (columns.original_mode - schedule.shift_factor) * schedule.scaling_factor
+        return columns.original_mode * schedule.scaling_factor
     return columns.original_mode
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import typing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,8 @@ from ip2p.storage import open_folder
 
 Record = dict[str, typing.Any]
 V = typing.TypeVar("V")
+
+SHARDS_AT_ONCE = 8  # read to be listed; more would only wait for the network and hold memory
 
 TRAINING_COLUMNS = (
     "pair_id", "original_image", "edited_image", "caption", "instruction", "edited_caption",
@@ -38,26 +41,42 @@ class ShardRows:
 
 
 def list_pairs(uris: Sequence[str], split: str = "train") -> list[ShardRows]:
-    """All pairs of ``split`` in finished runs, shard by shard in the order given; shards without any are left out.
-
-    Reads every shard once, so a damaged one is named before training starts. Raises DatasetError for such a shard, an
-    unfinished run, or where no pair is left.
-    """
+    """All pairs of ``split`` in finished runs, as ``list_splits`` finds them. DatasetError where there is none."""
     if split not in SPLITS:
         raise DatasetError(f"split {split!r}: there are {', '.join(SPLITS)}")
-    found = []
-    for uri in uris:
-        folder = open_folder(uri)
-        files = read_manifest(folder)
-        for name in table_files(files, "pairs"):
-            table = read_parquet_bytes(read_listed(folder, name, files[name]), f"{uri}/{name}", ["split"])
-            rows = tuple(row for row, value in enumerate(table["split"].to_pylist()) if value == split)
-            if rows:
-                found.append(ShardRows(uri, name, files[name], rows))
+    found = list_splits(uris)[split]
     if not found:
         where = ", ".join(uris) or "no run folder at all"
         raise DatasetError(f"no pair of split {split!r} in {where}; name run folders with kept pairs")
     return found
+
+
+def list_splits(uris: Sequence[str]) -> dict[str, list[ShardRows]]:
+    """The pairs of each split in finished runs, shard by shard in the order given; shards without any are left out.
+
+    Reads every shard once, so a damaged one is named before training starts. Raises DatasetError for such a shard or
+    an unfinished run.
+    """
+    listed = [(uri, name, entry) for uri in uris for name, entry in _shards(uri)]
+    with ThreadPoolExecutor(SHARDS_AT_ONCE) as threads:
+        columns = list(threads.map(lambda shard: _splits_of(*shard), listed))
+    found: dict[str, list[ShardRows]] = {split: [] for split in SPLITS}
+    for shard, values in zip(listed, columns, strict=True):
+        for split in found:
+            rows = tuple(row for row, value in enumerate(values) if value == split)
+            if rows:
+                found[split].append(ShardRows(*shard, rows))
+    return found
+
+
+def _shards(uri: str) -> list[tuple[str, FileEntry]]:
+    files = read_manifest(open_folder(uri))
+    return [(name, files[name]) for name in table_files(files, "pairs")]
+
+
+def _splits_of(uri: str, name: str, entry: FileEntry) -> list[str]:
+    data = read_listed(open_folder(uri), name, entry)
+    return typing.cast(list[str], read_parquet_bytes(data, f"{uri}/{name}", ["split"])["split"].to_pylist())
 
 
 def count_rows(shards: Sequence[ShardRows]) -> int:

@@ -24,10 +24,11 @@ from ip2p.training.sharding import fill, shard_unet, whole
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 MAY_CHANGE = (
-    "name", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints", "guidance_scale", "image_guidance_scale",
-    "learning_rate", "max_grad_norm", "precision",
+    "name", "base", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints", "guidance_scale",
+    "image_guidance_scale", "learning_rate", "max_grad_norm", "precision",
 )  # fmt: skip
-"""Recipe fields with which a run may go on under another value, the remedies for a loss that is no number included."""
+"""Recipe fields with which a run may go on under another value: where the base lies (its weights are named by their
+hashes beside the recipe), and the remedies for a loss that is no number included."""
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ from ip2p.evaluation.edit_success import (
     pixel_errors,
     read_pictures,
     summarise,
-    write_report,
 )
 from ip2p.postcards.family.drawings import SIZE
 from ip2p.postcards.grammar import TASKS
@@ -151,30 +149,26 @@ def test_summary_counts_by_task_and_weighs_damage_by_pixels():
     assert found["truth_error"] == 0.5
 
 
-def test_report_and_figure_are_written(tmp_path: Path):
+def test_a_figure_is_written(tmp_path: Path):
     results = {
         "ours": summarise([record("sky", True), record("add", False)]), "no edit": summarise([record("sky", False)])
     }  # fmt: skip
-    write_report(results, tmp_path / "report.json")
-    assert json.loads((tmp_path / "report.json").read_text()) == results
     draw_success(results, tmp_path / "success.png")
     assert (tmp_path / "success.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 @pytest.mark.weights
-def test_exam_of_the_shipped_reader_leaves_out_what_it_cannot_mark():
+def test_the_shipped_reader_marks_drawn_truths_as_exact_and_no_edit_as_none():
     from ip2p.models.components import embedded_folder
     from ip2p.postcards.reader import load_reader
 
     reader = load_reader(embedded_folder("reader"))
-    many = 12 * len(TASKS)  # the reader marks about 98 of 100 truths as exact
-    every, chosen = held_out_examples(many), held_out_examples(many, reader=reader)
-    assert 0.93 <= summarise(measure_edits(drawn_truth, every, reader))["success"]["mean"] < 1.0
-    assert summarise(measure_edits(drawn_truth, chosen, reader))["success"]["mean"] == 1.0
-    assert summarise(measure_edits(no_edit, chosen, reader))["success"]["mean"] == 0.0
-    assert [example.task for example in chosen] == list(TASKS) * 12
-    readings = read_pictures(reader, [render(example.scene, SIZE) for example in chosen])
-    wrong = [r for r, example in zip(readings, chosen, strict=True) if r.differing(example.scene)]
+    examples = held_out_examples(12 * len(TASKS))
+    assert summarise(measure_edits(drawn_truth, examples, reader))["success"]["mean"] >= 0.93
+    assert summarise(measure_edits(no_edit, examples, reader))["success"]["mean"] == 0.0
+    assert [example.task for example in examples] == list(TASKS) * 12
+    readings = read_pictures(reader, [render(example.scene, SIZE) for example in examples])
+    wrong = [r for r, example in zip(readings, examples, strict=True) if r.differing(example.scene)]
     assert len(wrong) <= 4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from ip2p.config import Models
 from ip2p.models.components import EditModel, load_text_to_image
 from ip2p.models.export import save_edit_model
+from ip2p.storage import LocalFolder
 from jobs import evaluate
 from tests.job_errors import one_error
 from tests.tiny_family import build_text_to_image, tiny_unet
@@ -63,6 +65,27 @@ def test_the_folder_of_a_training(job, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "about.json").write_text("{}")
     assert "holds something else (about.json); choose another --output" in job()
+
+
+def test_numbers_of_another_evaluation_are_not_written_over(job, model, tmp_path):
+    args = evaluate.arguments(["--model", str(model), "--output", str(tmp_path / "out"), "--methods", "ours"])
+    shown = evaluate.shown_settings(args, evaluate.checked(args, evaluate.load_recipe("postcard")))
+    assert len(shown["weights"]["edit_model_unet"]) == 64
+    assert shown["recipe"]["models"]["clip"] == "embedded"
+    folder = LocalFolder(tmp_path / "out")
+    folder.write("records.parquet", b"")
+    folder.write("summary.json", json.dumps({"exam": {}, "settings": shown}).encode())
+    evaluate.claim_folder(folder, "exam", shown)  # the same measured again
+    assert "holds an evaluation of something else (differs in steps); choose another --output" in job(
+        "--methods", "ours", "--steps", "4"
+    )
+    assert "(differs in curve)" in job("--curve", "--methods", "ours")
+
+
+def test_a_model_beside_us_is_named_so_that_workers_find_it(model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    args = evaluate.arguments(["--model", model.name, "--methods", "ours"])
+    assert evaluate.checked(args, evaluate.load_recipe("postcard")).model == str(model)
 
 
 def test_scales_are_the_models_own_unless_asked_otherwise(model):

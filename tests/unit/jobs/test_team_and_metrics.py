@@ -19,8 +19,10 @@ from jobs._ray_train import check_same_step, mean_of_shares, team_of
 def cluster(monkeypatch):
     """Sets what the cluster has, and whether it is one of somebody else's, which may grow."""
 
-    def has(address: str = "", **resources: float) -> None:
-        monkeypatch.setattr("ray.cluster_resources", lambda: resources)
+    def has(address: str = "", *more: dict[str, float], **resources: float) -> None:
+        nodes = [{"Alive": True, "Resources": node} for node in (resources, *more)]
+        gone = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
+        monkeypatch.setattr("ray.nodes", lambda: [*nodes, gone])
         monkeypatch.setenv("RAY_ADDRESS", address)
 
     return has
@@ -34,6 +36,19 @@ def test_a_worker_a_gpu_or_one_on_the_cores_that_are_left(cluster):
     cluster(CPU=4)
     assert (team_of(None, None).workers, team_of(None, None).cpus) == ((1, 1), 3.5)
     assert team_of((2, 2), None).cpus == 1.75
+
+
+def test_a_worker_on_cpus_asks_for_no_more_than_one_node_has(cluster):
+    cluster("10.0.0.1:6379", {"CPU": 2}, {"CPU": 2}, CPU=2)
+    assert (team_of(None, None).cpus, team_of(None, None).cores) == (1.5, 6)
+    cluster("10.0.0.1:6379", {"CPU": 8}, CPU=8)
+    assert team_of((3, 3), None).cpus == 3.75  # two on one node, one on the other
+    cluster("10.0.0.1:6379", {"CPU": 1}, {"CPU": 1}, CPU=0)
+    assert team_of((2, 2), None).cpus == 0.5
+    cluster("10.0.0.1:6379", {"CPU": 16}, CPU=4)
+    assert team_of((2, 2), None).cpus == 7.75  # both on the large one
+    cluster("10.0.0.1:6379", CPU=0)
+    assert team_of((2, 2), None).cpus == 0.5  # on nodes that are still to come
 
 
 def test_what_does_not_fit_is_said_where_nothing_can_grow(cluster):
@@ -104,7 +119,7 @@ def test_trackers_get_numbers_by_chart_and_pictures_where_they_take_them(kind, m
     monkeypatch.setattr(_trackers, "_tracker", lambda name, folder: tracker)
     LocalFolder(tmp_path).write("grids/a.png", encode_image(np.zeros((4, 6, 3), np.uint8)))
     row = {"step": 50, "loss": 0.5, "loss_by_band": [0.1, math.nan], "grid": "grids/a.png", "held_out_loss": None}
-    with _trackers.Trackers("mlflow", LocalFolder(tmp_path), load_training_recipe("postcard", ())) as trackers:
+    with _trackers.Trackers("tensorboard", LocalFolder(tmp_path), load_training_recipe("postcard", ())) as trackers:
         trackers.log(row)
     assert tracker.numbers == {50: {"loss": 0.5, "loss_by_timestep/000-499": 0.1}}
     assert tracker.settings["name"] == "postcard"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,14 @@ def test_base_of_the_wrong_width(job, base, tmp_path):
     assert "unet: found in_channels 9, expected 4 or 8" in error
 
 
+def test_resolution_that_the_autoencoder_does_not_take(job, base, tmp_path):
+    shutil.copytree(base, tmp_path / "deep")
+    config = tmp_path / "deep" / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [8] * 5}))
+    error = job("--set", f"base={tmp_path / 'deep'}", "--set", "resolution=24")
+    assert "deep/vae: takes sides of multiples of 16 pixels, not resolution=24" in error
+
+
 def test_base_that_is_not_there(job, tmp_path):
     assert f"{tmp_path / 'none'}: no such folder; correct base (`--set base=DIR`)" in job(
         "--set", f"base={tmp_path / 'none'}"
@@ -80,6 +89,7 @@ def test_base_that_is_not_there(job, tmp_path):
         (["--set", "steps=many"], "steps wants int, got 'many'"),
         (["--recipe", "sd3"], "unknown training recipe 'sd3'; known: postcard, sd15"),
         (["--report-to", "paper"], "--report-to paper: known are"),
+        (["--report-to", "tensorboard,comet_ml"], "--report-to comet_ml: the package is not there; install it"),
         (["--report-every", "0"], "--report-every is at least 1"),
     ],
 )
@@ -104,6 +114,19 @@ def test_more_steps_are_no_other_training(base, pairs, tmp_path):
         recipe = train.load_training_recipe("postcard", [f"base={base}", "resolution=16", f"steps={steps}"])
         train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
     assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["steps"] == 8
+
+
+def test_a_base_that_was_moved_is_the_same_base(base, pairs, tmp_path):
+    shutil.copytree(base, tmp_path / "moved")
+    for where in (base, tmp_path / "moved"):
+        recipe = train.load_training_recipe("postcard", [f"base={where}", "resolution=16"])
+        train.prepared(train.arguments(["--pairs", pairs, "--output", str(tmp_path / "edit")]), recipe)
+    assert json.loads((tmp_path / "edit" / "recipe.json").read_text())["base"] == str(tmp_path / "moved")
+
+
+def test_what_is_missing_for_low_rank_additions_is_said_first(job, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert "lora_rank needs the package peft" in job("--set", "lora_rank=4")
 
 
 def test_remedies_for_a_loss_that_is_no_number_are_no_other_training(base, pairs, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ip2p.errors import CheckpointError
-from ip2p.pairs.sigmas import sample_timesteps, sigma_of, sigma_table, timestep_of, training_sigmas
+from ip2p.pairs.sigmas import sample_timesteps, sigma_table, training_sigmas
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -38,12 +38,6 @@ def test_linear_betas_give_another_table() -> None:
     betas = np.linspace(0.00085, 0.012, 1000)
     signal = np.cumprod(1 - betas)
     assert training_sigmas(config)[[0, 999]].numpy() == pytest.approx(np.sqrt((1 - signal) / signal)[[0, 999]])
-
-
-def test_timestep_of_a_sigma_is_the_one_it_came_from() -> None:
-    timesteps = torch.tensor([0.0, 0.25, 17.5, 998.75, 999.0], dtype=torch.float64)
-    assert timestep_of(sigma_of(timesteps, SD), SD).tolist() == pytest.approx(timesteps.tolist(), abs=1e-8)
-    assert timestep_of(torch.tensor([1e-4, 100.0]), SD).tolist() == pytest.approx([0, 999])
 
 
 @pytest.mark.parametrize(

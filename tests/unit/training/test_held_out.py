@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import types
 import typing
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ip2p.errors import DatasetError
+from ip2p.models.components import EditModel
+from ip2p.training.ema import copy_into
 from ip2p.training.held_out import BANDS, band_of, held_out_losses
 from ip2p.training.loss import NoiseSchedule
+from ip2p.training.pair_index import list_pairs
+from ip2p.training.state import start_training
+from jobs._ray_train import Work, look_at_held_out, source_of
 
 
 class Listener:
@@ -66,3 +72,26 @@ def test_no_held_out_pairs_are_named(random_rows, schedule: NoiseSchedule) -> No
     random_rows.states = random_rows.states[:0]
     with pytest.raises(DatasetError, match="no held-out pairs"):
         held_out_losses(Listener(), random_rows, schedule)
+
+
+def test_a_look_is_at_the_averaged_weights_without_a_trace(
+    model, new_unet, recipe, run_uri: str, schedule: NoiseSchedule, tmp_path: Path
+) -> None:
+    work = Work(recipe, str(tmp_path), {"val": list_pairs([run_uri], "val")}, {}, look_every=1)
+    state = start_training(new_unet(), recipe)
+    for average in state.ema.averages.values():
+        average.mul_(0.5)
+    before = {name: value.clone() for name, value in state.parameters.items()}
+    base = EditModel(**vars(model))
+    look = look_at_held_out(work, base, state, schedule, rank=0)
+    assert look is not None
+    told = look(1)
+    assert state.unet.training
+    assert all(torch.equal(before[name], value) for name, value in state.parameters.items())
+    source = source_of(work, base, "cpu", "val")
+    raw = held_out_losses(state.unet.eval(), source, schedule)
+    copy_into(state.parameters, state.ema.averages)
+    averaged = held_out_losses(state.unet, source, schedule)
+    assert told["held_out_by_band"] == pytest.approx(averaged.mean(axis=0).tolist(), rel=1e-5)
+    assert told["held_out_loss"] != pytest.approx(float(raw.mean()), rel=1e-3)
+    assert (tmp_path / told["grid"]).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

@@ -15,10 +15,11 @@ from ip2p.storage import LocalFolder
 from ip2p.training import latent_cache
 from ip2p.training.draws import draw
 from ip2p.training.encoding import PairEncoder
-from ip2p.training.latent_cache import CachedRows, cache_identity, cache_shard, make_cache, plan_parts
+from ip2p.training.latent_cache import CachedRows, cache_identity, cache_shard, plan_parts
 from ip2p.training.loss import NoiseSchedule, image_latents, target_latents
 from ip2p.training.pair_columns import PictureRows
 from ip2p.training.pair_index import ShardRows, count_rows, list_pairs, read_shard_rows
+from tests.tiny_pairs import make_cache
 
 Splits = dict[str, list[ShardRows]]
 

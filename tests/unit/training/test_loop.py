@@ -17,7 +17,7 @@ from ip2p.errors import CheckpointError, InputError, StorageError, TrainingError
 from ip2p.storage import LocalFolder
 from ip2p.training import loop
 from ip2p.training.checkpoints import finished_steps, latest_whole
-from ip2p.training.latent_cache import CachedRows, cache_identity, make_cache
+from ip2p.training.latent_cache import CachedRows, cache_identity
 from ip2p.training.loop import MicroBatch, ahead, batch_losses, clip, mean_by_band, micro_batches, train, train_step
 from ip2p.training.loss import NoiseSchedule
 from ip2p.training.order import Order
@@ -25,6 +25,7 @@ from ip2p.training.pair_columns import PictureRows
 from ip2p.training.pair_index import list_pairs
 from ip2p.training.recipe import TrainingRecipe
 from ip2p.training.state import TrainingState, as_checkpoint, restore, start_training
+from tests.tiny_pairs import make_cache
 
 NewUnet = Callable[..., typing.Any]
 ABOUT = {"base": "sha-of-base", "pairs": "sha-of-pairs"}

@@ -81,7 +81,7 @@ def test_targets_are_scaled_posterior_samples_and_conditions_unscaled_modes(colu
 def test_models_of_the_other_convention_see_scaled_modes(columns: PairColumns) -> None:
     shifted = types.SimpleNamespace(scaling_factor=1.5, shift_factor=0.1)
     schedule: NoiseSchedule = noise_schedule(SD15, shifted, image_latent_scaled=True)
-    assert torch.allclose(image_latents(columns, schedule), (columns.original_mode - 0.1) * 1.5)
+    assert torch.allclose(image_latents(columns, schedule), columns.original_mode * 1.5)
     zero = torch.zeros_like(columns.edited_mean)
     assert torch.allclose(target_latents(columns, zero, schedule), (columns.edited_mean - 0.1) * 1.5)
     assert dataclasses.replace(schedule, image_latent_scaled=False).to("cpu").image_latent_scaled is False

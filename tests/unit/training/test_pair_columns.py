@@ -119,5 +119,4 @@ def test_few_shards_are_held_in_memory(run_uri: str, encoder: PairEncoder, monke
     source = PictureRows(list_pairs([run_uri]), encoder, 16, budget_bytes=1)
     for index in (0, 1, 8, 0):
         source.rows(np.array([index]), NO_FLIP[:1])
-    assert [name[:15] for name in asked] == ["pairs/part-0000" for _ in asked]
     assert len(asked) == 3
