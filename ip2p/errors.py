@@ -13,7 +13,7 @@ Ip2pError
 │   ├── DeadlineError     it was not done in time
 │   └── QueueFullError    it was not taken in
 │       └── EngineClosedError    because the engine is ending
-├── DeviceError       the accelerator failed; the process that used it must end
+├── DeviceError       the accelerator or what drives it failed; the process that used it must end
 └── JobError          a job cannot go on, or finished without some of its shards
 """
 
@@ -95,7 +95,7 @@ class EngineClosedError(QueueFullError):
 
 
 class DeviceError(Ip2pError):
-    """The accelerator is in a state in which every later call fails too; another process must take over."""
+    """Every later call of the accelerator, or of the engine on it, fails too; another process must take over."""
 
 
 class JobError(Ip2pError):

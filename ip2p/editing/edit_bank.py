@@ -61,11 +61,11 @@ class EditBank:
         return len(self.done)
 
     def add(self, inputs: EditInputs) -> int:
-        """Take an edit in, at its step 0; the slot it has until ``remove``."""
+        """Take an edit in, at its step 0; the slot it has until ``remove``. Where that fails, no other edit notices."""
         steps = len(inputs.table)
         if not self.free or steps > self._steps:
             self._grow(self._slots if self.free else 2 * self._slots, max(self._steps, steps))
-        slot = self.free.pop()
+        slot = self.free[-1]
         held, table = self._tensors, inputs.table
         for name, value in (("image", inputs.image), ("text", inputs.text), ("null", inputs.null)):
             held[name][slot] = value.to(held[name].device, held[name].dtype)
@@ -78,12 +78,15 @@ class EditBank:
         held["latents"][slot] = held["noise"][slot, 0] * held["sigmas"][slot, 0]
         held["before"][slot] = 0.0
         self.rows[slot], self.done[slot] = table.rows, 0
-        return slot
+        return self.free.pop()
 
-    def remove(self, slot: int) -> torch.Tensor:
-        """Free ``slot``; its latent ``(C, h, w)`` as it is now."""
+    def remove(self, slot: int) -> None:
+        """Free ``slot``. Asks nothing of the device, which may be lost."""
         del self.rows[slot], self.done[slot]
         self.free.append(slot)
+
+    def latent(self, slot: int) -> torch.Tensor:
+        """The slot's latent ``(C, h, w)`` as it is now."""
         return self._tensors["latents"][slot].clone()
 
     def rows_of(self, slot: int) -> int:
@@ -146,7 +149,10 @@ class EditBank:
         return self._tensors[name][at, step]
 
     def _grow(self, slots: int, steps: int) -> None:
-        """Make room for ``slots`` edits of up to ``steps`` steps; what there is stays where it is."""
+        """Make room for ``slots`` edits of up to ``steps`` steps; what there is stays where it is.
+
+        All is made before any of it is put in place: too little memory leaves the bank as it was.
+        """
         device, dtype = self.unet.device, self.unet.dtype
         shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
             "latents": (self.shape, torch.float32), "before": (self.shape, torch.float32),
@@ -156,11 +162,9 @@ class EditBank:
             "sigmas": ((steps + 1,), torch.float32), "coefficients": ((steps, 4), torch.float32),
             "weights": ((steps, 3), torch.float32),
         }  # fmt: skip
-        for name, (shape, kind) in shapes.items():
-            made = torch.zeros((slots, *shape), dtype=kind, device=device)
-            if name in self._tensors:
-                held = self._tensors[name]
-                made[tuple(slice(size) for size in held.shape)] = held
-            self._tensors[name] = made
+        made = {name: torch.zeros((slots, *shape), dtype=kind, device=device) for name, (shape, kind) in shapes.items()}
+        for name, held in self._tensors.items():
+            made[name][tuple(slice(size) for size in held.shape)] = held
+        self._tensors = made
         self.free += list(range(self._slots, slots))
         self._slots, self._steps = slots, steps

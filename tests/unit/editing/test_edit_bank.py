@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing
 
@@ -60,6 +61,12 @@ def edited(model: typing.Any, latent: torch.Tensor) -> np.ndarray:
         return pictures_of(model.vae, latent[None])[0].astype(int)
 
 
+def taken(bank: EditBank, slot: int) -> torch.Tensor:
+    latent = bank.latent(slot)
+    bank.remove(slot)
+    return latent
+
+
 def by_editor(model: typing.Any, edit: dict[str, typing.Any]) -> np.ndarray:
     return Editor(model).edit([picture(edit["seed"])], [INSTRUCTIONS[edit["seed"] % 3]], **edit)[0].astype(int)
 
@@ -93,7 +100,7 @@ def test_edits_that_join_and_leave_at_any_step_are_those_of_the_editor(edit_mode
         chosen = [slot for slot in slots if random.random() < 0.7] or list(slots)[:1]
         bank.step(chosen)
         for slot in [slot for slot in slots if bank.rows_of(slot) == 0]:
-            found[slots.pop(slot)] = bank.remove(slot)
+            found[slots.pop(slot)] = taken(bank, slot)
     assert len(bank) == 0
     for number, edit in enumerate(EDITS):
         assert np.abs(edited(edit_model, found[number]) - by_editor(edit_model, edit)).max() <= 1, edit
@@ -137,7 +144,7 @@ def test_outside_of_the_mask_the_original_s_latent_remains(edit_model, bank: Edi
     slots = [bank.add(masked), bank.add(inputs_of(edit_model, EDITS[2]))]
     for _ in range(4):
         bank.step(slots)
-    kept, free = (bank.remove(slot) for slot in slots)
+    kept, free = (taken(bank, slot) for slot in slots)
     torch.testing.assert_close(kept[:, :, :4], clean[:, :, :4])
     assert (kept[:, :, 4:] - clean[:, :, 4:]).abs().max() > 0.1
     assert not torch.equal(kept[:, :, 4:], free[:, :, 4:])  # it saw what is beside it
@@ -153,14 +160,14 @@ def test_slots_are_used_again_and_hold_nothing_of_the_edit_before(edit_model, ba
     for _ in range(7):
         bank.step([slot for slot in again if bank.rows_of(slot)])
     for slot, number in again.items():
-        assert np.abs(edited(edit_model, bank.remove(slot)) - by_editor(edit_model, EDITS[number])).max() <= 1
+        assert np.abs(edited(edit_model, taken(bank, slot)) - by_editor(edit_model, EDITS[number])).max() <= 1
 
 
 def test_previews_are_the_estimate_of_the_clean_latent(edit_model, bank: EditBank) -> None:
     slot = bank.add(inputs_of(edit_model, EDITS[0]))
     bank.step([slot])
     estimate = bank.estimate(slot)
-    torch.testing.assert_close(bank.remove(slot), estimate)
+    torch.testing.assert_close(bank.latent(slot), estimate)
 
 
 def test_growing_keeps_what_is_under_way(edit_model, bank: EditBank) -> None:
@@ -168,4 +175,34 @@ def test_growing_keeps_what_is_under_way(edit_model, bank: EditBank) -> None:
     assert len(set(slots)) == 7
     for _ in range(4):
         bank.step([slot for slot in slots if bank.rows_of(slot)])
-    assert np.abs(edited(edit_model, bank.remove(slots[1])) - by_editor(edit_model, EDITS[2])).max() <= 1
+    assert np.abs(edited(edit_model, taken(bank, slots[1])) - by_editor(edit_model, EDITS[2])).max() <= 1
+
+
+@pytest.mark.parametrize("made_before", [0, 1, 11])
+def test_growth_without_memory_leaves_the_bank_as_it_was(edit_model, bank: EditBank, monkeypatch, made_before) -> None:
+    slot = bank.add(inputs_of(edit_model, EDITS[4]))
+    bank.step([slot])
+    before, free, zeros, made = dict(bank._tensors), list(bank.free), torch.zeros, []
+
+    def scarce(*shape: typing.Any, **named: typing.Any) -> torch.Tensor:
+        if len(made) == made_before:
+            raise torch.OutOfMemoryError("no room")
+        made.append(zeros(*shape, **named))
+        return made[-1]
+
+    longer = inputs_of(edit_model, EDITS[1])
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "zeros", scarce)
+        with pytest.raises(torch.OutOfMemoryError):
+            bank.add(longer)
+    assert all(bank._tensors[name] is tensor for name, tensor in before.items())
+    assert (bank.free, len(bank)) == (free, 1)
+    bank.step([slot])
+    assert np.abs(edited(edit_model, taken(bank, slot)) - by_editor(edit_model, EDITS[4])).max() <= 1
+
+
+def test_an_edit_that_cannot_be_taken_in_takes_no_slot(edit_model, bank: EditBank) -> None:
+    inputs, free = inputs_of(edit_model, EDITS[4]), list(bank.free)
+    with pytest.raises(RuntimeError):
+        bank.add(dataclasses.replace(inputs, noise=inputs.noise[:, :, :3]))
+    assert (bank.free, len(bank)) == (free, 0)

@@ -15,7 +15,7 @@ import torch
 from ip2p.editing.edit_bank import EditBank
 from ip2p.editing.edit_request import EditRequest
 from ip2p.editing.editor import Editor
-from ip2p.editing.engine import Edit, EditEngine, measured_cost
+from ip2p.editing.engine import KEPT_BANKS, Edit, EditEngine, measured_cost
 from ip2p.editing.step_cost import StepCost
 from ip2p.errors import CheckpointError, DeadlineError, DeviceError, EditError, InputError, QueueFullError
 
@@ -77,6 +77,22 @@ def held(engine: EditEngine, monkeypatch: pytest.MonkeyPatch) -> threading.Event
 
     monkeypatch.setattr(EditBank, "step", waiting)
     return gate
+
+
+def lost_device() -> Exception:
+    return torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def short_of(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """No bank can be grown for edits of 40 steps: ``error`` instead."""
+    grow = EditBank._grow
+
+    def growing(bank: EditBank, slots: int, steps: int) -> None:
+        if steps >= 40:
+            raise error
+        grow(bank, slots, steps)
+
+    monkeypatch.setattr(EditBank, "_grow", growing)
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -198,13 +214,12 @@ def test_an_edit_that_fails_leaves_alone(edit_model, engine: EditEngine, monkeyp
 
 def test_an_answer_that_is_no_number_is_the_error_of_its_edit_alone(engine: EditEngine, monkeypatch) -> None:
     edits = [engine.submit(asked(seed, steps=6)) for seed in range(3)]
-    remove = EditBank.remove
+    latent = EditBank.latent
 
     def poisoned(bank: EditBank, slot: int) -> torch.Tensor:
-        latent = remove(bank, slot)
-        return latent * float("nan") if slot == edits[1]._slot else latent
+        return latent(bank, slot) * (float("nan") if slot == edits[1]._slot else 1.0)
 
-    monkeypatch.setattr(EditBank, "remove", poisoned)
+    monkeypatch.setattr(EditBank, "latent", poisoned)
     with pytest.raises(CheckpointError, match="NaN or Inf"):
         edits[1].future.result(30)
     assert [edits[place].future.result(30).shape for place in (0, 2)] == [(16, 16, 3)] * 2
@@ -326,7 +341,8 @@ def test_a_lost_device_ends_all_edits_and_takes_in_no_more(engine: EditEngine, m
     def lost(bank: EditBank, slots: list[int]) -> None:
         begun.set()
         gate.wait(20)
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        bank._tensors.clear()  # nor can anything be read from it
+        raise lost_device()
 
     monkeypatch.setattr(EditBank, "step", lost)
     edits = [engine.submit(asked(1)), engine.submit(asked(2, image=picture(2, 32, 16)))]
@@ -339,6 +355,149 @@ def test_a_lost_device_ends_all_edits_and_takes_in_no_more(engine: EditEngine, m
     monkeypatch.setattr(EditBank, "step", step)
     with pytest.raises(DeviceError):
         engine.submit(asked(3))
+
+
+def test_an_edit_that_there_is_no_memory_for_ends_alone(edit_model, engine: EditEngine, monkeypatch) -> None:
+    gate, requests = held(engine, monkeypatch), [asked(seed, steps=6) for seed in range(3)]
+    edits = [engine.submit(request) for request in requests]
+    until(lambda: any(engine._active.values()))
+    with monkeypatch.context() as patched:
+        short_of(patched, torch.OutOfMemoryError("no room"))
+        large = engine.submit(asked(3, steps=40))
+        gate.set()
+        with pytest.raises(EditError, match="OutOfMemoryError: no room"):
+            large.future.result(20)
+    editor = Editor(edit_model)
+    for edit, request in zip(edits, requests, strict=True):
+        assert far_apart(edit.future.result(20), alone(editor, request)) <= 1
+    engine.submit(asked(3, steps=40)).future.result(20)  # memory is there again
+    until(lambda: engine.ended == {"failed": 1, "done": 4})
+
+
+def test_a_device_lost_while_an_edit_is_taken_in_ends_all_edits(engine: EditEngine, monkeypatch) -> None:
+    gate = held(engine, monkeypatch)
+    short_of(monkeypatch, lost_device())
+    edits = [engine.submit(asked(1, steps=30))]
+    until(lambda: any(engine._active.values()))
+    edits += [engine.submit(asked(seed, steps=40)) for seed in range(2)]
+    until(lambda: all(edit._prepared for edit in edits))
+    gate.set()
+    for edit in edits:
+        with pytest.raises(DeviceError, match=r"^cpu failed: .*another process must take over"):
+            edit.future.result(20)
+
+
+@pytest.mark.parametrize("error", [ValueError("the listener fell"), SystemExit("the listener fell")])
+def test_progress_that_cannot_be_told_ends_its_edit_alone(edit_model, engine: EditEngine, monkeypatch, error) -> None:
+    gate, requests = held(engine, monkeypatch), [asked(seed, steps=6) for seed in range(3)]
+
+    def fall(edit: Edit) -> None:
+        if edit.steps_done == 2:
+            raise error
+
+    edits = [engine.submit(request, fall if place == 1 else None) for place, request in enumerate(requests)]
+    until(lambda: all(edit._prepared for edit in edits))
+    gate.set()
+    with pytest.raises(EditError, match=f"{type(error).__name__}: the listener fell"):
+        edits[1].future.result(20)
+    editor = Editor(edit_model)
+    for place in (0, 2):
+        assert far_apart(edits[place].future.result(20), alone(editor, requests[place])) <= 1
+    assert engine.works()
+
+
+def test_a_preview_that_there_is_no_memory_for_ends_its_edit_alone(engine: EditEngine, monkeypatch) -> None:
+    def no_room(bank: EditBank, slot: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(EditBank, "estimate", no_room)
+    watched, other = engine.submit(asked(1, steps=9, previews=2)), engine.submit(asked(2, steps=9))
+    with pytest.raises(EditError, match="OutOfMemoryError: no room"):
+        watched.future.result(20)
+    other.future.result(20)
+    assert engine.works()
+
+
+def test_a_device_lost_under_a_preview_ends_all_edits(engine: EditEngine, monkeypatch) -> None:
+    gate = held(engine, monkeypatch)
+
+    def lost(bank: EditBank, slot: int) -> torch.Tensor:
+        raise lost_device()
+
+    monkeypatch.setattr(EditBank, "estimate", lost)
+    edits = [engine.submit(asked(seed, steps=2, previews=1)) for seed in range(3)]
+    until(lambda: all(edit._prepared for edit in edits))
+    gate.set()
+    for edit in edits:
+        with pytest.raises(DeviceError, match=r"^cpu failed: "):
+            edit.future.result(20)
+
+
+def test_a_device_lost_in_the_search_for_the_edit_at_fault_is_asked_no_more(engine: EditEngine, monkeypatch) -> None:
+    gate, calls = held(engine, monkeypatch), []
+    edits = [engine.submit(asked(seed)) for seed in range(4)]
+    until(lambda: all(edit._prepared for edit in edits))
+    through = EditBank.step
+
+    def failing(bank: EditBank, slots: list[int]) -> None:
+        if len(slots) < 4 and not calls:  # they have not all come in yet
+            through(bank, slots)
+            return
+        calls.append(len(slots))
+        raise lost_device() if len(slots) == 1 else ValueError("a kernel said no")
+
+    monkeypatch.setattr(EditBank, "step", failing)
+    gate.set()
+    for edit in edits:
+        with pytest.raises(DeviceError, match=r"^cpu failed: "):
+            edit.future.result(20)
+    assert calls == [4, 1]
+
+
+def test_what_nobody_foresaw_ends_all_edits_and_takes_in_no_more(engine: EditEngine, monkeypatch) -> None:
+    gate, prepare, coming = held(engine, monkeypatch), engine._preparer.prepare, []
+    edits = [engine.submit(asked(1)), engine.submit(asked(2, image=picture(2, 32, 16)))]
+    until(lambda: all(edit._prepared for edit in edits))
+
+    def slow(*given: typing.Any) -> typing.Any:
+        coming.append(given)
+        until(lambda: engine.broken)
+        return prepare(*given)
+
+    monkeypatch.setattr(engine._preparer, "prepare", slow)
+    edits += [engine.submit(asked(3)), engine.submit(asked(4))]  # one is being prepared meanwhile, one has yet to be
+    until(lambda: coming)
+    monkeypatch.setattr("ip2p.editing.engine.chosen", lambda waiting, cap: 1 // 0)
+    gate.set()
+    for edit in edits:
+        with pytest.raises(DeviceError, match=r"engine stopped: ZeroDivisionError.*another process must take over"):
+            edit.future.result(20)
+    assert not engine.works()
+    with pytest.raises(DeviceError, match="engine stopped"):
+        engine.submit(asked(5))
+    until(lambda: engine.ended == {"failed": 4})
+    assert len(coming) == 1  # nothing more is prepared in vain
+
+
+def test_the_banks_of_the_last_sizes_are_kept_and_edits_of_others_have_the_same_bytes(engine: EditEngine) -> None:
+    unit = engine._preparer.multiple
+
+    def of_size(number: int, **settings: typing.Any) -> Edit:
+        return engine.submit(asked(1, image=picture(1, 32, 32), size=(unit * number, 2 * unit), **settings))
+
+    first = of_size(1).future.result(20)
+    old, long = set(engine._banks), of_size(2, steps=400)
+    for number in range(3, KEPT_BANKS + 6):
+        of_size(number).future.result(20)
+    assert not long.future.done()
+    until(lambda: len(engine._banks) == KEPT_BANKS + 1)  # and that of the edit under way
+    assert engine._banks.keys() == engine._active.keys()
+    assert not old & engine._banks.keys()
+    assert long._shape in engine._banks
+    long.future.result(60)
+    until(lambda: len(engine._banks) == KEPT_BANKS)
+    assert long._shape in engine._banks  # the last used
+    assert np.array_equal(of_size(1).future.result(20), first)
 
 
 def test_calls_are_measured_by_their_rows(edit_model) -> None:
