@@ -15,7 +15,7 @@ import typing
 from dataclasses import dataclass, field
 
 from ip2p.dataset.claim import claim
-from ip2p.dataset.manifest import FileEntry, write_manifest
+from ip2p.dataset.manifest import MANIFEST, FileEntry, write_manifest
 from ip2p.dataset.run_folder import Record, pair_size, shard_name, write_shard
 from ip2p.dataset.tables import PROVENANCE, SIMILARITIES, image_cell, ledger_record, split_of
 from ip2p.errors import DatasetError
@@ -81,6 +81,8 @@ def write_imported_run(
     pairs, problems = 0, []
     numbered = enumerate(prompts)
     while batch := list(itertools.islice(numbered, PROMPTS_PER_SHARD)):
+        if not files:
+            output.delete(MANIFEST)  # of an earlier import, whose shards are now written over
         ledger = [ledger_record(_ledger_row(index, prompt)) for index, prompt in batch]
         rows = [row for index, prompt in batch for row in _pair_rows(index, prompt)]
         files |= write_shard(output, shard_name(len(files) // 2, [row["prompt_id"] for row in ledger]), ledger, rows)

@@ -52,24 +52,15 @@ def iterate_pair_shards(folder: Folder, columns: list[str] | None = None) -> typ
 
     Raises DatasetError for a folder without manifest, or a shard that is not what the manifest says.
     """
-    yield from _shards(folder, "pairs", columns)
+    files = read_manifest(folder)
+    for name in table_files(files, "pairs"):
+        data = read_listed(folder, name, files[name])
+        yield read_parquet_bytes(data, f"{folder.uri}/{name}", columns).to_pylist()
 
 
 def iterate_pairs(folder: Folder, columns: list[str] | None = None) -> typing.Iterator[Record]:
     """The pairs of a finished run, one by one; see ``iterate_pair_shards``."""
     return itertools.chain.from_iterable(iterate_pair_shards(folder, columns))
-
-
-def iterate_ledger(folder: Folder, columns: list[str] | None = None) -> typing.Iterator[Record]:
-    """The ledger rows of a finished run, one by one; raises as ``iterate_pair_shards`` does."""
-    return itertools.chain.from_iterable(_shards(folder, "ledger", columns))
-
-
-def _shards(folder: Folder, kind: str, columns: list[str] | None) -> typing.Iterator[list[Record]]:
-    files = read_manifest(folder)
-    for name in table_files(files, kind):
-        data = read_listed(folder, name, files[name])
-        yield read_parquet_bytes(data, f"{folder.uri}/{name}", columns).to_pylist()
 
 
 def count_pairs(folder: Folder) -> int:

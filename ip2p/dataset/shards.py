@@ -11,12 +11,12 @@ import collections
 import itertools
 import json
 import typing
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from ip2p.config import Recipe
-from ip2p.dataset.manifest import FileEntry
+from ip2p.dataset.manifest import MANIFEST, FileEntry
 from ip2p.dataset.run_folder import shard_name, write_shard
 from ip2p.dataset.tables import image_cell, ledger_record
 from ip2p.errors import InputError
@@ -28,6 +28,10 @@ from ip2p.triplets.captions import CaptionRow
 
 Batch = dict[str, typing.Any]
 WEIGHTS = ("unet_sha256", "vae_sha256", "text_encoder_sha256", "clip_sha256")
+# Finished shards of other captions that are made anew unasked: mended rows, and a last shard that grew. A caption put
+# in or taken out moves all that follow, and would cost their pictures.
+CHANGED_SHARE = 0.02
+CHANGED_AT_LEAST = 2  # of small runs
 
 
 @dataclass(frozen=True)
@@ -82,23 +86,44 @@ def finished_shards(folder: Folder) -> set[str]:
     return marked
 
 
-def unfinished(plan: Sequence[Shard], folder: Folder) -> list[Shard]:
+def unfinished(
+    plan: Sequence[Shard],
+    folder: Folder,
+    redo_changed: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+) -> list[Shard]:
     """What is left of ``plan``. Raises InputError where the folder holds a run of other captions.
 
-    A few shards may have changed since (a bad row was mended, the last shard grew): theirs are removed and come anew.
+    A few shards may have changed since (a bad row was mended, the last shard grew): ``say`` is told, theirs are removed
+    and come anew. With ``redo_changed`` they may be many, as long as one is left to go on from.
     """
     done, planned = finished_shards(folder), {shard.name for shard in plan}
-    strangers = done - planned
-    numbers = {_number(name) for name in planned}
-    if strangers and (len(strangers) > len(done & planned) or any(_number(s) not in numbers for s in strangers)):
-        raise InputError(
-            f"{folder.uri}: holds {len(strangers)} shards of other captions (the first is {min(strangers)}); "
-            "choose another --output, or give the captions that the run was started with"
-        )
-    for name in sorted(strangers):
+    strangers = sorted(done - planned)
+    if strangers:
+        _check_strangers(strangers, done & planned, {_number(name) for name in planned}, redo_changed, folder.uri)
+        say(f"{len(strangers)} finished shards hold other captions than now, the first is {strangers[0]}; made anew")
+        folder.delete(MANIFEST)  # it lists them
+    for name in strangers:
         for file in (f"stats/{name}.json", f"ledger/{name}.parquet", f"pairs/{name}.parquet"):
             folder.delete(file)
     return [shard for shard in plan if shard.name not in done]
+
+
+def _check_strangers(
+    strangers: Sequence[str], same: set[str], numbers: set[str], redo_changed: bool, place: str
+) -> None:
+    """Raise InputError where ``strangers`` are more than a few beside the shards that stayed the ``same``."""
+    few = max(CHANGED_AT_LEAST, int(CHANGED_SHARE * (len(strangers) + len(same))))
+    fewer_captions = any(_number(name) not in numbers for name in strangers)
+    if len(strangers) <= min(few, len(same)) and not fewer_captions:
+        return
+    if redo_changed and same:
+        return
+    remedy = ", or pass --redo-changed to delete them and make anew what changed" if same else ""
+    raise InputError(
+        f"{place}: holds {len(strangers)} shards of other captions (the first is {strangers[0]}); "
+        f"choose another --output, or give the captions that the run was started with{remedy}"
+    )
 
 
 def _number(shard: str) -> str:
@@ -108,6 +133,8 @@ def _number(shard: str) -> str:
 
 def commit_shard(folder: Folder, name: str, batch: Batch, recipe: Recipe, run_id: str) -> ShardStats:
     """Write one worked-on shard. Run again with the same batch it leaves the same bytes.
+
+    A shard that is there already stops being finished first: cut in between, old stats would vouch for new tables.
 
     ``batch``: the painter's columns, and one string each for ``WEIGHTS``, the ids of the weights that painted.
     """
@@ -120,6 +147,7 @@ def commit_shard(folder: Folder, name: str, batch: Batch, recipe: Recipe, run_id
         **{name: str(batch[name]) for name in WEIGHTS},
     }  # fmt: skip
     pairs = [_pair_record(row, pair, how) for row in rows for pair in row["pairs"]]
+    folder.delete(f"stats/{name}.json")
     files = write_shard(folder, f"{name}.parquet", ledger, pairs)
     stats = _stats(files, ledger)
     folder.write(f"stats/{name}.json", (json.dumps(stats.__dict__, indent=1, sort_keys=True) + "\n").encode())

@@ -31,9 +31,15 @@ class StatsBlocks:
         self.written = set(folder.list("blocks/"))
 
     def read(self, done: Sequence[str]) -> Iterator[ShardStats]:
-        """The stats of the finished shards ``done``, in any order; blocks that are missing are written."""
+        """The stats of the finished shards ``done``, in any order; blocks that are missing are written.
+
+        A block with a shard that is not finished any more goes: made again, that shard may have other hashes.
+        """
         finished = set(done)
-        numbers = [n for n, block in enumerate(self.blocks) if self._file(n) in self.written and finished >= set(block)]
+        for block in self.blocks:
+            if not finished >= set(block):
+                self.forget(block[0])
+        numbers = [number for number in range(len(self.blocks)) if self._file(number) in self.written]
         with ThreadPoolExecutor(16) as readers:
             for number, stats in zip(numbers, readers.map(self._read_block, numbers), strict=True):
                 finished -= set(self.blocks[number]) if stats else set()
@@ -56,7 +62,7 @@ class StatsBlocks:
             del self.seen[number]
 
     def forget(self, name: str) -> None:
-        """A finished shard is to be made again: its block no longer holds, and comes back at the next start."""
+        """A shard is to be made again: its block no longer holds, and comes back at the next start."""
         number = self.block_of.get(name)
         if number is None:
             return

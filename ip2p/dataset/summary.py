@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ip2p.dataset.manifest import FileEntry
@@ -49,13 +49,19 @@ class TakenUp(typing.NamedTuple):
         self.blocks.add(stats)
 
 
-def take_up(plan: Sequence[Shard], folder: Folder, retry_errors: bool = False) -> TakenUp:
+def take_up(
+    plan: Sequence[Shard],
+    folder: Folder,
+    retry_errors: bool = False,
+    redo_changed: bool = False,
+    say: Callable[[str], object] = lambda text: None,
+) -> TakenUp:
     """Read off ``folder`` what it holds of ``plan``.
 
-    With ``retry_errors`` shards that hold a prompt with an error are left to do too. Raises InputError as
-    ``unfinished`` does.
+    With ``retry_errors`` shards that hold a prompt with an error are left to do too. What became of shards of other
+    captions, ``redo_changed``, ``say`` and InputError are those of ``unfinished``.
     """
-    left = {shard.name for shard in unfinished(plan, folder)}
+    left = {shard.name for shard in unfinished(plan, folder, redo_changed, say)}
     totals, blocks = Totals(), StatsBlocks(plan, folder)
     for stats in blocks.read([shard.name for shard in plan if shard.name not in left]):
         if retry_errors and stats.failed:

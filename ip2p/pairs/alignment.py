@@ -25,20 +25,18 @@ class Alignment(NamedTuple):
     own: np.ndarray
 
 
-def align_tokens(
-    original_ids: Sequence[int], edited_ids: Sequence[int], eos_id: int, *, swap: bool = True
-) -> Alignment:
+def align_tokens(original_ids: Sequence[int], edited_ids: Sequence[int], eos_id: int) -> Alignment:
     """Align two padded id sequences ``[BOS] tokens [EOS] padding``; the first ``eos_id`` ends the tokens.
 
     A replaced span of another length is spread evenly: each token of it gets an equal part of every replaced one's
-    attention. With ``swap`` False replaced tokens keep their own attention, as in Prompt-to-Prompt's refinement.
+    attention.
     """
     original, edited = list(original_ids), list(edited_ids)
     end_original, end_edited = _end(original, eos_id), _end(edited, eos_id)
     share = np.zeros((len(edited), len(original)), np.float32)
     matcher = difflib.SequenceMatcher(None, original[:end_original], edited[:end_edited], autojunk=False)
     for kind, o1, o2, e1, e2 in matcher.get_opcodes():
-        if kind == "equal" or (kind == "replace" and swap):
+        if kind in ("equal", "replace"):
             _map_span(share, o1, o2, e1, e2)
     # EOS and padding carry much of CLIP's attention, so they are tied as far as both captions have them.
     tail = min(len(original) - end_original, len(edited) - end_edited)

@@ -11,11 +11,12 @@ import pytest
 from ip2p.dataset.export_huggingface import SCHEMA, export_huggingface
 from ip2p.dataset.import_huggingface import import_huggingface
 from ip2p.dataset.manifest import write_manifest
-from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, shard_name, verify, write_shard
+from ip2p.dataset.run_folder import iterate_pairs, shard_name, verify, write_shard
 from ip2p.dataset.tables import SIMILARITIES, image_cell, ledger_record, split_of
 from ip2p.errors import DatasetError, InputError
 from ip2p.images import encode_image
 from ip2p.storage import open_folder
+from tests.ledgers import iterate_ledger
 
 
 def foreign_row(caption="a hill", edit="add snow", value=9, **change):

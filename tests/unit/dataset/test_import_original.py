@@ -9,11 +9,12 @@ import pytest
 
 from ip2p.dataset.export_original import export_original
 from ip2p.dataset.import_original import import_original
-from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, verify
+from ip2p.dataset.run_folder import iterate_pairs, verify
 from ip2p.dataset.tables import SIMILARITIES, split_of
-from ip2p.errors import DatasetError, InputError
+from ip2p.errors import DatasetError, InputError, StorageError
 from ip2p.images import decode_image
-from ip2p.storage import open_folder
+from ip2p.storage import LocalFolder, open_folder
+from tests.ledgers import iterate_ledger
 
 NUMBERS = ("seed", "p2p_threshold", "guidance_scale", *SIMILARITIES)
 
@@ -254,6 +255,24 @@ def test_importing_a_changed_tree_again_leaves_only_the_new_run(tree, bring):
     report, back = bring()
     assert (report.prompts, report.pairs) == (3, 5)
     assert verify(back) == []
+
+
+def test_importing_again_and_being_cut_off_leaves_no_finished_run(bring, tmp_path, monkeypatch, tree_bytes):
+    bring()
+    before, write = tree_bytes(tmp_path / "back"), LocalFolder.write
+
+    def cut(self, name, data):
+        if name.startswith("ledger/"):
+            raise StorageError("the disk is full")
+        write(self, name, data)
+
+    monkeypatch.setattr(LocalFolder, "write", cut)
+    with pytest.raises(StorageError):
+        bring()
+    monkeypatch.undo()
+    assert "has not finished" in verify(open_folder(str(tmp_path / "back")))[0]
+    bring()
+    assert tree_bytes(tmp_path / "back") == before
 
 
 def test_many_prompts_are_cut_into_shards(tree, bring, monkeypatch):

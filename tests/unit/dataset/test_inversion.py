@@ -8,10 +8,11 @@ import pytest
 
 from ip2p.cli import main
 from ip2p.dataset.inversion import invert_run
-from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, verify
+from ip2p.dataset.run_folder import iterate_pairs, verify
 from ip2p.errors import DatasetError
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import CaptionRow
+from tests.ledgers import iterate_ledger
 
 
 @pytest.fixture
@@ -55,6 +56,15 @@ def test_a_prompt_without_a_way_back_is_left_out_and_named(run, back, tmp_path):
 def test_no_way_back_at_all_is_an_error(run, tmp_path):
     with pytest.raises(DatasetError, match=r"no usable pair; .*no triplet leads from"):
         invert_run(run, [], open_folder(str(tmp_path / "back")))
+
+
+def test_turning_around_a_run_that_cannot_be_read_any_more_leaves_what_was_made_of_it(run, back, tmp_path):
+    output = open_folder(str(tmp_path / "back"))
+    invert_run(run, back, output)
+    run.delete("manifest.json")
+    with pytest.raises(DatasetError, match="has not finished"):
+        invert_run(run, back, output)
+    assert verify(output) == []
 
 
 def test_command(run, back, tmp_path, capsys):

@@ -10,7 +10,6 @@ from ip2p.dataset.manifest import read_manifest, table_files, write_manifest
 from ip2p.dataset.run_folder import (
     by_prompt,
     count_pairs,
-    iterate_ledger,
     iterate_pair_shards,
     iterate_pairs,
     shard_name,
@@ -20,6 +19,7 @@ from ip2p.dataset.run_folder import (
 from ip2p.dataset.tables import ledger_record
 from ip2p.errors import DatasetError
 from ip2p.storage import open_folder
+from tests.ledgers import iterate_ledger
 
 
 def rewrite(folder, change_ledger=lambda rows: rows, change_pairs=lambda rows: rows):
@@ -125,7 +125,7 @@ def test_a_lost_file_is_named_and_reading_stops_there(run):
 
 
 def test_a_cut_and_an_altered_file_are_told_apart(run):
-    first, second = sorted(run.list("ledger/"))[:2]
+    first, second = sorted(run.list("pairs/"))[:2]
     run.write(first, run.read(first)[:-1])
     altered = bytearray(run.read(second))
     altered[100] ^= 1
@@ -137,7 +137,7 @@ def test_a_cut_and_an_altered_file_are_told_apart(run):
     assert second in problems[1]
     assert "SHA-256" in problems[1]
     with pytest.raises(DatasetError, match="the manifest says"):
-        list(iterate_ledger(run))
+        list(iterate_pairs(run))
 
 
 def test_another_listed_file_is_checked_too(run):

@@ -11,14 +11,24 @@ import pytest
 from ip2p.config import load_recipe
 from ip2p.dataset.contact_sheet import contact_sheet, draw_sheet
 from ip2p.dataset.manifest import write_manifest
-from ip2p.dataset.run_folder import iterate_ledger, iterate_pairs, verify
-from ip2p.dataset.shards import WEIGHTS, commit_shard, finished_shards, plan_shards, read_stats, run_id_of, unfinished
+from ip2p.dataset.run_folder import iterate_pairs, verify
+from ip2p.dataset.shards import (
+    WEIGHTS,
+    Shard,
+    commit_shard,
+    finished_shards,
+    plan_shards,
+    read_stats,
+    run_id_of,
+    unfinished,
+)
 from ip2p.dataset.summary import Totals, summary_of
 from ip2p.dataset.tables import image_cell
 from ip2p.errors import InputError, StorageError
 from ip2p.images import decode_image, encode_image
 from ip2p.storage import LocalFolder, open_folder
 from ip2p.triplets.captions import CaptionRow, as_batch
+from tests.ledgers import iterate_ledger
 
 RECIPE = load_recipe("postcard", ["output.prompts_per_shard=3"])
 
@@ -90,6 +100,8 @@ def test_fewer_captions_than_were_worked_on_are_refused(tmp_path):
     with pytest.raises(InputError, match="1 shards of other captions"):
         unfinished(plan_shards(rows(6), RECIPE), folder)
     assert len(finished_shards(folder)) == 3
+    assert unfinished(plan_shards(rows(6), RECIPE), folder, redo_changed=True) == []
+    assert finished_shards(folder) == {shard.name for shard in plan[:2]}
 
 
 def test_mending_a_bad_row_redoes_its_shard_alone(tmp_path):
@@ -113,6 +125,66 @@ def test_a_growing_last_shard_is_made_anew(tmp_path):
     assert len(folder.list("pairs/")) == 1
 
 
+def with_one_more(all_rows: list[CaptionRow], place: int) -> list[CaptionRow]:
+    """A caption put in at ``place``: those after it move on by one."""
+    new = CaptionRow(place, "new", place + 1, "a new boat")
+    later = [dataclasses.replace(row, index=row.index + 1, line=row.line + 1) for row in all_rows[place:]]
+    return [*all_rows[:place], new, *later]
+
+
+def test_an_insertion_that_moves_many_captions_is_refused_and_costs_nothing(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(30), RECIPE)
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    write_manifest(folder, {})
+    before = folder.list()
+    more = plan_shards(with_one_more(rows(30), 18), RECIPE)
+    with pytest.raises(InputError, match=f"4 shards of other captions .*{plan[6].name}.*--redo-changed"):
+        unfinished(more, folder)
+    assert folder.list() == before
+
+    said: list[str] = []
+    assert unfinished(more, folder, redo_changed=True, say=said.append) == more[6:]
+    assert finished_shards(folder) == {shard.name for shard in plan[:6]}
+    assert [line.partition(",")[0] for line in said] == ["4 finished shards hold other captions than now"]
+    assert not folder.exists("manifest.json"), "killed now, it would list what is gone"
+
+
+def test_a_few_changed_shards_are_made_anew_and_said_to_be(tmp_path):
+    folder, plan, said = open_folder(str(tmp_path)), plan_shards(rows(30), RECIPE), []
+    for shard in plan:
+        commit_shard(folder, shard.name, painted(shard), RECIPE, "run")
+    more = plan_shards(with_one_more(rows(30), 25), RECIPE)
+    assert unfinished(more, folder, say=said.append) == more[8:]
+    assert len(said) == 1
+    assert plan[8].name in said[0]
+
+
+@pytest.mark.parametrize(("finished", "few"), [(30, 2), (99, 2), (200, 4), (1000, 20)])
+def test_how_many_are_a_few_grows_with_the_run(tmp_path, finished, few):
+    recipe = load_recipe("postcard", ["output.prompts_per_shard=1"])
+    for shard in plan_shards(rows(finished), recipe):
+        for file in (f"stats/{shard.name}.json", f"ledger/{shard.name}.parquet", f"pairs/{shard.name}.parquet"):
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).touch()
+
+    def changed(count: int) -> list[Shard]:
+        return plan_shards([*other_captions(count), *rows(finished)[count:]], recipe)
+
+    folder = open_folder(str(tmp_path))
+    with pytest.raises(InputError, match=f"{few + 1} shards of other captions"):
+        unfinished(changed(few + 1), folder)
+    assert unfinished(changed(few), folder) == changed(few)[:few]
+
+
+def test_where_nothing_is_left_to_go_on_from_nothing_is_redone(tmp_path):
+    folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
+    commit_shard(folder, plan[0].name, painted(plan[0]), RECIPE, "run")
+    with pytest.raises(InputError, match=r"that the run was started with$"):
+        unfinished(plan_shards(other_captions(6), RECIPE), folder, redo_changed=True)
+    assert finished_shards(folder) == {plan[0].name}
+
+
 @pytest.mark.parametrize("lost", ["ledger/{}.parquet", "pairs/{}.parquet", "stats/{}.json"])
 def test_a_shard_that_lost_a_file_is_made_again(tmp_path, lost):
     folder, plan = open_folder(str(tmp_path)), plan_shards(rows(6), RECIPE)
@@ -132,14 +204,19 @@ def test_shards_with_errors_say_so(tmp_path):
     assert stats.failed == 2
 
 
+@pytest.mark.parametrize("retried", [False, True], ids=["new", "retried"])
 @pytest.mark.parametrize("stop_before", ["pairs/", "ledger/", "stats/"])
 def test_a_shard_that_was_cut_off_is_not_finished_and_is_made_again_with_the_same_bytes(
-    tmp_path, monkeypatch, stop_before
+    tmp_path, monkeypatch, stop_before, retried
 ):
     plan = plan_shards(rows(3), RECIPE)
     whole = LocalFolder(tmp_path / "whole")
     commit_shard(whole, plan[0].name, painted(plan[0]), RECIPE, "run")
     folder, write = LocalFolder(tmp_path / "cut"), LocalFolder.write
+    if retried:  # it is there already, with errors instead of pairs
+        failed = {**painted(plan[0]), "status": np.array(["error"] * 3, object), "pairs": [[], [], []]}
+        commit_shard(folder, plan[0].name, failed, RECIPE, "run")
+        assert unfinished(plan, folder) == []
 
     def cut(self, name, data):
         if name.startswith(stop_before):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,6 @@ def stats_of(shard, failed: int = 0) -> ShardStats:
 
 
 def finish(folder: LocalFolder, *shards, failed: int = 0) -> list[ShardStats]:
-    import json
-
     made = [stats_of(shard, failed) for shard in shards]
     for shard, stats in zip(shards, made, strict=True):
         folder.write(f"stats/{shard.name}.json", json.dumps(dataclasses.asdict(stats)).encode())
@@ -117,7 +116,12 @@ def test_a_block_with_an_unfinished_shard_is_not_used(folder):
     plan = plan_of(4)
     made = finish(folder, *plan)
     list(StatsBlocks(plan, folder, SIZE).read(names(plan)))
-    assert by_name(StatsBlocks(plan, folder, SIZE).read(names(plan[1:]))) == by_name(made[1:])
+    blocks = StatsBlocks(plan, folder, SIZE)
+    assert by_name(blocks.read(names(plan[1:]))) == by_name(made[1:])
+    again = dataclasses.replace(made[0], row_evals=7)  # made again, elsewhere: other bits, other hashes
+    folder.write(f"stats/{plan[0].name}.json", json.dumps(dataclasses.asdict(again)).encode())
+    blocks.add(again)
+    assert by_name(StatsBlocks(plan, folder, SIZE).read(names(plan))) == by_name([again, *made[1:]])
 
 
 def test_a_block_of_other_shards_is_not_used(folder):

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,14 +25,6 @@ def test_swapped_word_takes_over_the_attention_of_the_word_it_replaces() -> None
     share, own = align_tokens(padded([1, 2, 3]), padded([1, 7, 3]), EOS)
     assert np.array_equal(share, np.eye(10))
     assert not own.any()
-
-
-def test_without_swap_a_replaced_word_keeps_its_own_attention() -> None:
-    share, own = align_tokens(padded([1, 2, 3]), padded([1, 7, 3]), EOS, swap=False)
-    expected = np.eye(10)
-    expected[2, 2] = 0
-    assert np.array_equal(share, expected)
-    assert np.flatnonzero(own).tolist() == [2]
 
 
 def test_longer_replacement_divides_each_replaced_column_equally() -> None:
@@ -84,11 +75,10 @@ def test_padding_does_not_pull_a_word_away_from_its_neighbour() -> None:
 captions = st.lists(st.integers(0, 5), max_size=8)
 
 
-@pytest.mark.parametrize("swap", [True, False])
 @settings(deadline=None, max_examples=60, derandomize=True, database=None)
 @given(original=captions, edited=captions)
-def test_every_token_has_exactly_one_source_of_attention_and_no_column_is_spent_twice(swap, original, edited) -> None:
-    share, own = align_tokens(padded(original), padded(edited), EOS, swap=swap)
+def test_every_token_has_exactly_one_source_of_attention_and_no_column_is_spent_twice(original, edited) -> None:
+    share, own = align_tokens(padded(original), padded(edited), EOS)
     assert np.array_equal(own == 1, share.sum(axis=1) == 0)
     assert set(np.unique(own)) <= {0.0, 1.0}
     columns = share.sum(axis=0)
