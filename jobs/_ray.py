@@ -33,7 +33,11 @@ Columns = dict[str, typing.Any]
 T = typing.TypeVar("T")
 
 WORKER_DEATHS = 4  # deaths of its worker after which a shard is given up: it may be what kills them
-FAILURES_IN_A_ROW = 5  # failed shards without a good one between them after which the job stops
+FAILURES_IN_A_ROW = 5  # shards that met a bug, without a good one between them, after which the job stops
+# What a window may lose with its workers before the job stops; Ray tells of them at its end, all together. One shard in
+# a hundred is bad captions or nodes that went; more of them is a stage that does not fit into its machine.
+LOST_SHARE = 0.01
+LOST_AT_LEAST = 5  # of small windows
 # Shards handed to Ray at a time. Each costs the driver 15 kB while Ray knows it; between windows actors load anew.
 WINDOW = 4096
 # Until the cluster has missed a node that was lost (15 to 65 s), calls of its actors fail. Ray waits 0.1 s before it
@@ -53,13 +57,15 @@ class FailedShard:
 
     name: str
     why: str
+    worker_died: bool = False
 
 
 def good_shards(finished: Iterable[T | FailedShard], say: Callable[[str], object]) -> Iterator[T]:
     """The shards of ``finished`` that came to something; of the others ``say`` is told as they come.
 
     Raises JobError at the end if there were any, and at once after FAILURES_IN_A_ROW of them: what fails again and
-    again is not one shard's fault.
+    again is not one shard's fault. Those whose workers died are in no row: they come together at a window's end,
+    whatever lay between them, and have a limit of their own (``losses_allowed``).
     """
     failed: list[FailedShard] = []
     in_a_row = 0
@@ -69,7 +75,7 @@ def good_shards(finished: Iterable[T | FailedShard], say: Callable[[str], object
             yield done
             continue
         failed.append(done)
-        in_a_row += 1
+        in_a_row += not done.worker_died
         say(f"error: shard {done.name}: {done.why}")
         if in_a_row == FAILURES_IN_A_ROW:
             break
@@ -279,7 +285,13 @@ def run_steps(steps: Sequence[Step], work: Mapping[str, typing.Any]) -> Iterator
             f"Ray cannot go on: {type(error).__name__}: {cause}; run the same command again, or read Ray's logs"
         ) from error
     for name in sorted(lost):
-        yield name, FailedShard(name, f"its worker died {WORKER_DEATHS} times (out of memory, or killed)")
+        why = f"its worker died {WORKER_DEATHS} times (out of memory, or killed)"
+        yield name, FailedShard(name, why, worker_died=True)
+
+
+def losses_allowed(shards: int) -> int:
+    """How many of a window's ``shards`` may be lost with their workers; one more, and Ray ends window and job."""
+    return max(LOST_AT_LEAST, int(LOST_SHARE * shards))
 
 
 def _pipeline(steps: Sequence[Step], rows: list[Row]) -> typing.Any:
@@ -288,7 +300,7 @@ def _pipeline(steps: Sequence[Step], rows: list[Row]) -> typing.Any:
 
     context = ray.data.DataContext.get_current()
     _silence(context)
-    context.max_errored_blocks = FAILURES_IN_A_ROW
+    context.max_errored_blocks = losses_allowed(len(rows))
     dataset: typing.Any = ray.data.from_items(rows, override_num_blocks=len(rows))
     # Ray 2.60 has no other way to say it, yet warns at each use; requirements.lock pins that version.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
@@ -323,19 +335,48 @@ def _pool(size: tuple[int, int]) -> typing.Any:
 
 
 def default_placement(**overrides: typing.Any) -> Placement:
-    """Pools that fit the cluster in sight: a painter a GPU where there are any, else a painter a core."""
+    """Pools that fit the cluster in sight: a painter a GPU where there are any, else a painter a core.
+
+    GPUs that are not in sight are asked for where nodes may come and the pool's size is given; InputError elsewhere.
+    """
     import ray
 
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), max(1, int(resources.get("CPU", 1)))
     if gpus:
         placement = Placement(lm_gpus=0.2, painter_gpus=0.8, painter_actors=(1, gpus), lm_actors=(1, gpus))
+    elif overrides.get("painter_gpus") or overrides.get("lm_gpus"):
+        _check_gpus_to_come(overrides)
+        placement = Placement()
     else:
         # Cores are shared: the logical CPUs of the writer and of the committer must leave room for every painter.
         share = max(0.5, (cpus - 0.5) / cpus)
         placement = Placement(painter_actors=(1, cpus), painter_cpus=share, lm_cpus=0.2)
     placement = dataclasses.replace(placement, **overrides)
-    if (placement.painter_gpus or placement.lm_gpus) and not gpus:
-        raise InputError("--painter-gpus and --writer-gpus ask for GPUs, but this cluster has none; leave them out")
     # One thread on a CPU: the order of arithmetic then never depends on how many cores a machine has.
     return placement if placement.painter_gpus else dataclasses.replace(placement, threads=1)
+
+
+def _check_gpus_to_come(overrides: Mapping[str, typing.Any]) -> None:
+    """Raise InputError where GPUs are asked for that cannot come, or nobody says how many actors shall share them."""
+    pools = (("painter_gpus", "--painter-gpus", "painter_actors", "--painters"),
+             ("lm_gpus", "--writer-gpus", "lm_actors", "--writers"))  # fmt: skip
+    for gpus, flag, size, size_flag in pools:
+        if not overrides.get(gpus):
+            continue
+        if not os.environ.get("RAY_ADDRESS"):  # a private cluster is this machine, and stays so
+            raise InputError(f"{flag} asks for GPUs, but this machine has none; leave it out")
+        if size not in overrides:
+            raise InputError(
+                f"{flag} asks for GPUs, but the cluster has none yet from which the size of the pool could be told; "
+                f"give {size_flag} MIN:MAX too, or leave {flag} out"
+            )
+
+
+def waits_for(placement: Placement) -> str:
+    """What people should know of a cluster without the GPUs that its pools want; "" where there are some."""
+    import ray
+
+    if not (placement.painter_gpus or placement.lm_gpus) or ray.cluster_resources().get("GPU"):
+        return ""
+    return "no GPU is there yet: waiting for nodes that have some; `ray status` shows what comes"

@@ -96,7 +96,8 @@ def test_a_shard_that_kills_its_workers_is_given_up_and_named_and_the_others_are
     shards, outcome = run(tmp_path, ["a red boat", f"die {deaths}", *(f"boat {i}" for i in range(6))])
     done = list(outcome)
     failed = [one for one in done if isinstance(one, FailedShard)]
-    assert failed == [FailedShard(shards[1].name, f"its worker died {WORKER_DEATHS} times (out of memory, or killed)")]
+    why = f"its worker died {WORKER_DEATHS} times (out of memory, or killed)"
+    assert failed == [FailedShard(shards[1].name, why, worker_died=True)]
     assert len(deaths.read_text()) == WORKER_DEATHS
     assert finished_shards(open_folder(str(tmp_path / "run"))) == {s.name for s in shards} - {shards[1].name}
 
