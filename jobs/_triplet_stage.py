@@ -27,17 +27,38 @@ if typing.TYPE_CHECKING:
 ENGINES = ("auto", "transformers", "vllm")
 SECTION = "writing."
 NOTE = "triplet_run.json"
+# The flags of this stage alone; None stands for a flag that was not given, so that other stages can refuse it.
+DEFAULTS: dict[str, typing.Any] = {
+    "engine": "auto", "max_cost": math.inf, "requests_per_minute": 0.0, "concurrency": 8, "timeout": 60.0
+}  # fmt: skip
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of this stage alone."""
+    """The flags of ``DEFAULTS``."""
     group = parser.add_argument_group("--stage triplets", "write triplets only; --set writing.FIELD=VALUE says how")
     add = group.add_argument
-    add("--engine", choices=ENGINES, default="auto", help="of a language model: auto is vllm where it and GPUs are")
-    add("--max-cost", type=float, default=math.inf, help="of all requests together, by writing.*_price (no cap)")
-    add("--requests-per-minute", type=float, default=0.0, help="to the server (as fast as it answers)")
-    add("--concurrency", type=int, default=8, help="requests under way at a time (default %(default)s)")
-    add("--timeout", type=float, default=60.0, metavar="S", help="for one answer (default %(default)s)")
+    add("--engine", choices=ENGINES, help="of a language model (default auto: vllm where it and GPUs are)")
+    add("--max-cost", type=float, help="of all requests together, by writing.*_price (no cap)")
+    add("--requests-per-minute", type=float, help="to the server (as fast as it answers)")
+    add("--concurrency", type=int, help=f"requests under way at a time (default {DEFAULTS['concurrency']})")
+    add("--timeout", type=float, metavar="S", help=f"for one answer (default {DEFAULTS['timeout']:g})")
+
+
+def check_no_flags(args: argparse.Namespace) -> None:
+    """Raise InputError where a flag of this stage was given to another, which would not heed it."""
+    given = [f"--{name.replace('_', '-')}" for name in DEFAULTS if getattr(args, name) is not None]
+    if given:
+        raise InputError(
+            f"{', '.join(given)}: heeded by --stage triplets alone; write the triplets with it first, then paint them "
+            "with --triplets FILE"
+        )
+
+
+def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
+    """``args`` with the flags of this stage that were not given."""
+    return argparse.Namespace(
+        **{name: DEFAULTS.get(name) if value is None else value for name, value in vars(args).items()}
+    )
 
 
 def write_triplets(
@@ -47,6 +68,7 @@ def write_triplets(
     from ip2p.triplets.written import SUMMARY, finished_captions, plan, read_rows, without_errors
 
     started = time.monotonic()
+    args = with_defaults(args)
     run, pacing = prepared(args)
     folder = open_folder(located(args.output))
     captions = with_places(read_input(args, run.recipe), args.captions)
@@ -78,6 +100,8 @@ def prepared(args: argparse.Namespace) -> tuple[WritingRun, Pacing]:
 
     if args.triplets:
         raise InputError("--stage triplets writes triplets; --triplets brings them, for painting")
+    if args.redo_changed:
+        raise InputError("--redo-changed is for shards of pairs; what --stage triplets has written it never makes anew")
     recipe = load_recipe(args.recipe, [override for override in args.set if not override.startswith(SECTION)])
     own = [override.removeprefix(SECTION) for override in args.set if override.startswith(SECTION)]
     writing = overridden(default_writing(recipe), own)
@@ -122,7 +146,7 @@ def work(
     args: argparse.Namespace, run: WritingRun, pacing: Pacing, folder: Folder, shards: Sequence[Shard], captions: int
 ) -> None:
     """Write ``shards``, showing progress. Raises JobError at the end if some failed."""
-    from jobs._ray import connect, default_placement, good_shards
+    from jobs._ray import connect, default_placement, good_shards, waits_for
 
     connect()
     wanted = {"lm_actors": args.writers, "lm_gpus": args.writer_gpus}
@@ -130,6 +154,8 @@ def work(
     left = sum(len(shard.rows) for shard in shards)
     accepted, cost = 0, 0.0
     with Progress(captions, "captions", captions - left, args.quiet, args.json) as progress:
+        if missing := waits_for(placement):
+            progress.say(missing)
         for done in good_shards(_written(args, run, pacing, placement, folder, shards), progress.say):
             accepted, cost = accepted + done.accepted, cost + done.cost
             progress.tell(done.captions, triplets=accepted, **({"cost": round(cost, 4)} if cost else {}))

@@ -24,14 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ip2p.config import RECIPES, Recipe, load_recipe, recipe_from_json
 from ip2p.errors import InputError
 from ip2p.storage import Folder, open_folder
-from jobs._command import add_output_flags, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, size_range
 from jobs._progress import Progress
-from jobs._triplet_stage import add_flags, write_triplets
+from jobs._triplet_stage import add_flags, check_no_flags, write_triplets
 
 if typing.TYPE_CHECKING:
     from ip2p.config import Placement
     from ip2p.dataset.summary import TakenUp, Totals
     from ip2p.triplets.captions import CaptionFile
+
+# What an import, an export, written triplets, a training and a fine-tuning begin with, and what others end with.
+OTHERS = (
+    "import.json", "export.json", "triplet_run.json", "about.json", "fine_tuning.json", "manifest.json", "summary.json"
+)  # fmt: skip
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -55,6 +60,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add("--painter-gpus", type=float, default=None, help="GPUs a painter; fractions share one (default 0.8, 0 on CPU)")
     add("--writer-gpus", type=float, default=None, help="GPUs an LM actor (default 0.2, 0 on CPU)")
     add("--retry-errors", action="store_true", help="work again on prompts that ended in an error")
+    add("--redo-changed", action="store_true", help="make anew all shards whose captions changed; the old are deleted")
     add_output_flags(parser)
     add_flags(parser)
     return parser.parse_args(argv)
@@ -68,19 +74,23 @@ def run(args: argparse.Namespace) -> int:
     if args.stage == "triplets":
         return write_triplets(args, read_input)
     started = time.monotonic()
+    check_no_flags(args)
     recipe = load_recipe(args.recipe, [*args.set, *(["triplets.writer=given"] if args.triplets else [])])
     folder = open_folder(located(args.output))
     captions = read_input(args, recipe)
     claim_folder(folder, recipe)
+    taken = what_is_left(args, recipe, folder, captions)
     report_bad_rows(folder, captions)
-    totals = make_pairs(args, recipe, folder, captions)
-    return finish(args, folder, totals, len(captions.bad), time.monotonic() - started)
+    if taken.todo:
+        make_pairs(args, recipe, folder, taken, len(captions.rows))
+    return finish(args, folder, taken.totals, len(captions.bad), time.monotonic() - started)
 
 
 def claim_folder(folder: Folder, recipe: Recipe) -> None:
-    """Write ``recipe.json`` and ``weights.json``; raise InputError where the folder holds a run of others."""
+    """Write ``recipe.json`` and ``weights.json``; raise InputError where the folder holds something else."""
     from ip2p.models.preflight import check_model_files
 
+    check_ours(folder, "weights.json", *OTHERS)  # a training has a recipe.json too
     weights = check_model_files(recipe)
     if not folder.exists("recipe.json"):
         folder.write("weights.json", (json.dumps(weights, indent=1, sort_keys=True) + "\n").encode())
@@ -147,23 +157,29 @@ def report_bad_rows(folder: Folder, captions: CaptionFile) -> None:
         print(f"warning: {len(captions.bad)} rows left out in all, see {folder.uri}/bad_rows.jsonl", file=sys.stderr)
 
 
-def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> Totals:
-    """Work on every shard that is not finished yet; returns what the whole folder then holds."""
+def what_is_left(args: argparse.Namespace, recipe: Recipe, folder: Folder, captions: CaptionFile) -> TakenUp:
+    """What the folder holds of these captions and what is left to do. Says on stderr what is made anew."""
     from ip2p.dataset.shards import plan_shards
     from ip2p.dataset.summary import take_up
 
-    run = take_up(plan_shards(captions.rows, recipe), folder, args.retry_errors)
-    if not run.todo:
-        return run.totals
-    folder.delete("manifest.json")  # it says that the run is finished
-    from jobs._ray import connect, default_placement
+    def warn(text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+
+    return take_up(plan_shards(captions.rows, recipe), folder, args.retry_errors, args.redo_changed, warn)
+
+
+def make_pairs(args: argparse.Namespace, recipe: Recipe, folder: Folder, run: TakenUp, prompts: int) -> None:
+    """Work on every shard that is not finished yet; ``prompts`` is how many there are in all."""
+    from jobs._ray import connect, default_placement, waits_for
 
     connect()
     placement = default_placement(**_asked(args))
-    with Progress(len(captions.rows), "prompts", run.totals.prompts, args.quiet, args.json) as progress:
+    folder.delete("manifest.json")  # it says that the run is finished; from here on nothing is refused any more
+    with Progress(prompts, "prompts", run.totals.prompts, args.quiet, args.json) as progress:
         progress.say(f"pools: {placement.pools()}")
+        if missing := waits_for(placement):
+            progress.say(missing)
         _work_on(run, recipe, placement, folder, progress)
-    return run.totals
 
 
 def _work_on(run: TakenUp, recipe: Recipe, placement: Placement, folder: Folder, progress: Progress) -> None:

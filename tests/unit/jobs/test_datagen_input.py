@@ -146,19 +146,61 @@ def test_output_is_made_absolute_and_never_lies_in_rays_copy(tmp_path, monkeypat
     assert datagen.located("/data/x") == "/data/x"
 
 
+def shard_of_others(run: Path) -> None:
+    for kind, suffix in (("stats", "json"), ("ledger", "parquet"), ("pairs", "parquet")):
+        (run / kind).mkdir(parents=True, exist_ok=True)
+        (run / kind / f"part-00000-deadbeef.{suffix}").write_text("{}")
+
+
 def test_a_folder_of_other_captions_is_not_mixed(job, tmp_path):
-    (tmp_path / "run" / "stats").mkdir(parents=True)
-    for name in (
-        "stats/part-00000-deadbeef.json",
-        "ledger/part-00000-deadbeef.parquet",
-        "pairs/part-00000-deadbeef.parquet",
-    ):
-        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
-        (tmp_path / "run" / name).write_text("{}")
+    shard_of_others(tmp_path / "run")
     code, said = job("--prompts", "4")
     assert code == 1
     assert "part-00000-deadbeef" in one_error(said)
     assert "choose another --output" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "job_of_others"),
+    [
+        ("manifest.json", "an import, whose note went astray"),
+        ("import.json", "an import that was cut off"),
+        ("triplet_run.json", "--stage triplets"),
+        ("about.json", "a training"),
+        ("fine_tuning.json", "a fine-tuning"),
+        ("summary.json", "an evaluation"),
+    ],
+)
+def test_a_folder_of_another_job_is_not_taken(job, tmp_path, name, job_of_others):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(datagen.load_recipe("postcard").to_json())
+    (tmp_path / "run" / name).write_text("{}")
+    code, said = job("--prompts", "4")
+    assert code == 1
+    assert f"holds something else ({name})" in one_error(said), job_of_others
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == sorted(("recipe.json", name))
+
+
+def test_a_command_that_is_refused_leaves_the_list_of_bad_rows_alone(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(datagen, "make_pairs", lambda *parts: pytest.fail("went on"))
+    with pytest.raises(pytest.fail.Exception):
+        job("--prompts", "2")
+    shard_of_others(tmp_path / "run")
+    (tmp_path / "run" / "bad_rows.jsonl").write_text("those of the run\n")
+    code, said = job("--prompts", "4")
+    assert code == 1
+    assert "of other captions" in one_error(said)
+    assert (tmp_path / "run" / "bad_rows.jsonl").read_text() == "those of the run\n"
+
+
+@pytest.mark.parametrize(
+    "flag", ["--max-cost=3", "--requests-per-minute=10", "--concurrency=8", "--timeout=60", "--engine=auto"]
+)
+def test_a_flag_of_writing_triplets_alone_is_refused_elsewhere(job, no_cluster, tmp_path, flag):
+    code, said = job("--prompts", "2", flag)
+    assert code == 1
+    assert f"{flag.partition('=')[0]}: heeded by --stage triplets alone" in one_error(said)
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_rows_are_named_and_listed(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 from ip2p.config import Placement, load_recipe
 from ip2p.errors import InputError
 from ip2p.storage import open_folder
-from ip2p.triplets.assembly import default_writing
+from ip2p.triplets.assembly import Pacing, default_writing
 from ip2p.triplets.captions import read_captions
 from ip2p.triplets.format import STOP
 from ip2p.triplets.writing import Writing, WritingRun
@@ -16,13 +16,15 @@ from jobs import _ray_triplets, _triplet_stage, datagen
 
 
 def prepared(*flags):
-    return _triplet_stage.prepared(datagen.arguments(["--stage", "triplets", *flags]))
+    args = datagen.arguments(["--stage", "triplets", *flags])
+    return _triplet_stage.prepared(_triplet_stage.with_defaults(args))
 
 
 def test_settings_go_to_the_recipe_and_to_the_writing():
     run, pacing = prepared("--set", "triplets.tries=2", "--set", "writing.shares=even", "--concurrency", "3")
     assert run.recipe.triplets.tries == 2
-    assert (run.writing.shares, run.writing.types, pacing.concurrency) == ("even", "postcard", 3)
+    assert (run.writing.shares, run.writing.types) == ("even", "postcard")
+    assert pacing == Pacing(concurrency=3)
 
 
 def test_the_types_are_those_that_the_writer_knows():
@@ -38,6 +40,7 @@ def test_the_types_are_those_that_the_writer_knows():
         (["--set", "triplets.writer=given"], "needs a writer"),
         (["--set", "writing.speed=1"], "unknown recipe field 'speed'; known: per_caption, types, shares"),
         (["--max-cost", "3"], "needs prices"),
+        (["--redo-changed"], "shards of pairs"),
         (["--concurrency", "0"], "--concurrency wants at least 1"),
         (["--set", "triplets.writer=http", "--set", "writing.judge=lm"], "writing.judge is http"),
         (["--set", "writing.moderation=nowhere:check"], "cannot find 'nowhere:check'"),
