@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -22,14 +23,17 @@ NODE_ID = "RAY_OVERRIDE_NODE_ID_FOR_TESTING"  # by which the provider of local n
 
 
 @contextlib.contextmanager
-def cluster_of_nodes() -> Iterator[Cluster]:
-    """Nodes of one CPU, at most MOST of them, none to begin with."""
+def cluster_of_nodes(gpus: int = 0) -> Iterator[Cluster]:
+    """Nodes of one CPU and ``gpus`` GPU slots, at most MOST of them, none to begin with."""
+    size = dataclasses.replace(SIZE, nodes=dataclasses.replace(SIZE.nodes, gpus=gpus))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         patch.setenv("OMP_NUM_THREADS", "1")
-        cluster = start(SIZE)
-    yield cluster
-    stop(cluster)
+        cluster = start(size)
+    try:
+        yield cluster
+    finally:
+        stop(cluster)
 
 
 def workers(cluster: Cluster, state: str = "ALIVE") -> set[str]:

@@ -44,10 +44,10 @@ class Watch(threading.Thread):
                 self.most = max(self.most, len(workers(self.cluster)))
 
 
-def datagen(cluster: Cluster, output: Path) -> subprocess.Popen[bytes]:
+def datagen(cluster: Cluster, output: Path, *more: str) -> subprocess.Popen[bytes]:
     sets = [part for setting in SETTINGS for part in ("--set", setting)]
     command = [sys.executable, str(ROOT / "jobs" / "datagen.py"), "--recipe", "postcard", "--prompts", str(PROMPTS),
-               "--painters", "1:3", "--writers", "1", "--output", str(output), *sets, "--json"]  # fmt: skip
+               "--painters", "1:3", "--writers", "1", "--output", str(output), *sets, "--json", *more]  # fmt: skip
     return subprocess.Popen(command, env=environment(cluster), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -93,3 +93,16 @@ def test_datagen_takes_all_nodes_gives_them_back_and_loses_nothing_with_one(clus
         driver.kill()
     assert disturbed == undisturbed
     wait_until(lambda: not workers(cluster), 90, "every node is given back again")
+
+
+@pytest.mark.timeout(600)
+def test_pools_on_gpus_bring_the_nodes_that_have_some(tmp_path):
+    with cluster_of_nodes(gpus=1) as cluster:
+        assert workers(cluster) == set()
+        driver = datagen(cluster, tmp_path / "run", "--prompts", "4", "--painter-gpus", "0.8", "--writer-gpus", "0.2")
+        try:
+            told = driver.communicate(timeout=300)[1].decode()
+        finally:
+            driver.kill()
+    assert driver.returncode == 0, told[-3000:]
+    assert "no GPU is there yet: waiting for nodes that have some" in told

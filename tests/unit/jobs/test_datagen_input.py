@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from ip2p.dataset.shards import ShardStats, plan_shards
+from ip2p.postcards.captions import postcard_captions
 from jobs import datagen
 from tests.job_errors import one_error
 from tests.tiny_family import build_tiny_family
@@ -146,14 +149,17 @@ def test_output_is_made_absolute_and_never_lies_in_rays_copy(tmp_path, monkeypat
     assert datagen.located("/data/x") == "/data/x"
 
 
-def shard_of_others(run: Path) -> None:
-    for kind, suffix in (("stats", "json"), ("ledger", "parquet"), ("pairs", "parquet")):
-        (run / kind).mkdir(parents=True, exist_ok=True)
-        (run / kind / f"part-00000-deadbeef.{suffix}").write_text("{}")
+def write_shard_files(run: Path, name: str) -> None:
+    """What makes a shard count as finished; its tables are empty."""
+    files = {f"{kind}/{name}.parquet": {"bytes": 0, "sha256": "", "rows": 0} for kind in ("pairs", "ledger")}
+    stats = ShardStats(files, 4, 0, 0, 0, {"refused": 4}, {})
+    for file in (*files, f"stats/{name}.json"):
+        (run / file).parent.mkdir(parents=True, exist_ok=True)
+        (run / file).write_text(json.dumps(dataclasses.asdict(stats)) if file.startswith("stats/") else "")
 
 
 def test_a_folder_of_other_captions_is_not_mixed(job, tmp_path):
-    shard_of_others(tmp_path / "run")
+    write_shard_files(tmp_path / "run", "part-00000-deadbeef")
     code, said = job("--prompts", "4")
     assert code == 1
     assert "part-00000-deadbeef" in one_error(said)
@@ -185,12 +191,30 @@ def test_a_command_that_is_refused_leaves_the_list_of_bad_rows_alone(job, tmp_pa
     monkeypatch.setattr(datagen, "make_pairs", lambda *parts: pytest.fail("went on"))
     with pytest.raises(pytest.fail.Exception):
         job("--prompts", "2")
-    shard_of_others(tmp_path / "run")
+    write_shard_files(tmp_path / "run", "part-00000-deadbeef")
     (tmp_path / "run" / "bad_rows.jsonl").write_text("those of the run\n")
     code, said = job("--prompts", "4")
     assert code == 1
     assert "of other captions" in one_error(said)
     assert (tmp_path / "run" / "bad_rows.jsonl").read_text() == "those of the run\n"
+
+
+def test_many_changed_captions_are_made_anew_when_asked_for(job, tmp_path, monkeypatch):
+    todo = []
+    monkeypatch.setattr(datagen, "make_pairs", lambda args, recipe, folder, run, prompts: todo.append(run.todo))
+    monkeypatch.setattr(datagen, "finish", lambda *parts: 0)
+    plan = plan_shards(postcard_captions(40).rows, datagen.load_recipe("postcard"))
+    for shard in plan[:6]:
+        write_shard_files(tmp_path / "run", shard.name)
+    for number in range(6, 10):
+        write_shard_files(tmp_path / "run", f"part-{number:05d}-deadbeef")
+    code, said = job("--prompts", "40")
+    assert (code, todo) == (1, [])
+    assert "--redo-changed" in one_error(said)
+    code, said = job("--prompts", "40", "--redo-changed")
+    assert (code, todo) == (0, [plan[6:]])
+    assert "warning: 4 finished shards hold other captions than now" in said
+    assert len(list((tmp_path / "run" / "stats").iterdir())) == 6
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import shlex
+from pathlib import Path
 
 import pytest
 import ray
 
 from ip2p.errors import InputError, JobError
+from jobs import datagen
 from jobs._ray import FAILURES_IN_A_ROW, FailedShard, default_placement, good_shards, losses_allowed, waits_for
 
+ROOT = Path(__file__).parents[3]
 SHIPPED = {"painter_actors": (1, 16), "painter_gpus": 0.8, "lm_actors": (1, 4), "lm_gpus": 0.2}
 
 
@@ -33,6 +37,14 @@ def test_pools_on_gpus_wait_for_nodes_where_their_sizes_are_given(cluster):
     cluster(CPU=96.0, GPU=8.0)
     assert default_placement(**SHIPPED) == placement, "what a painter takes does not depend on who came first"
     assert waits_for(placement) == ""
+
+
+def test_the_command_for_a100s_can_begin_without_one(cluster):
+    cluster(memory=1e9)
+    lines = (ROOT / "k8s/overlays/a100/settings.env").read_text().splitlines()
+    (words,) = [line.partition("=")[2] for line in lines if line.startswith("IP2P_DATAGEN=")]
+    placement = default_placement(**datagen._asked(datagen.arguments(shlex.split(words))))
+    assert (placement.painter_gpus, placement.lm_gpus) == (0.8, 0.2)
 
 
 @pytest.mark.parametrize(("size", "flags"), [("painter_actors", ("--painter-gpus", "--painters")),
