@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from ip2p.dataset.run_folder import shard_name
 from ip2p.dataset.shards import Shard
 from ip2p.storage import Folder
+from ip2p.triplets.answers import Answers
 from ip2p.triplets.captions import CaptionRow
 from ip2p.triplets.edit_types import edit_types
 from ip2p.triplets.near_duplicates import MinHashDuplicates
@@ -57,14 +58,20 @@ def write_part(folder: Folder, name: str, rows: Sequence[Row]) -> None:
     """One shard's rows, whole or not at all."""
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), buffer, compression="zstd")
-    folder.write(f"{PARTS}{name}.parquet", buffer.getvalue())
+    folder.write(_file(name), buffer.getvalue())
+
+
+def finished_part(folder: Folder, name: str, captions: Sequence[CaptionRow]) -> list[Row]:
+    """The rows of a part that is there already, if it holds exactly ``captions`` and no error; else none."""
+    rows = _read(folder, _file(name)) if folder.exists(_file(name)) else []
+    return rows if without_errors(rows) == {caption.prompt_id for caption in captions} else []
 
 
 def read_rows(folder: Folder) -> list[Row]:
     """The rows of all parts by index and copy. Of one that was tried again after an error the better one stays."""
     rows: dict[tuple[str, int], Row] = {}
     for name in sorted(folder.list(PARTS)):
-        for row in pq.read_table(io.BytesIO(folder.read(name))).to_pylist():
+        for row in _read(folder, name):
             key = (row["prompt_id"], row["copy"])
             if key not in rows or rows[key]["status"] == "error":
                 rows[key] = row
@@ -72,8 +79,15 @@ def read_rows(folder: Folder) -> list[Row]:
 
 
 def cost_so_far(folder: Folder) -> float:
-    """What the rows cost that nobody will work on again; of the others ``Answers`` knows."""
-    return float(sum(row["cost"] for row in read_rows(folder) if row["status"] != "error"))
+    """What a run has cost up to here, each answer once.
+
+    Of captions that nobody will work on again the rows say it, of all others the answers: copies that were accepted
+    beside one that ended in an error are kept there, to be used when the caption is tried again.
+    """
+    rows = read_rows(folder)
+    settled = without_errors(rows)
+    kept = sum(row["cost"] for row in rows if row["prompt_id"] in settled)
+    return float(kept + Answers(folder).cost(settled.__contains__))
 
 
 def without_errors(rows: Iterable[Row]) -> set[str]:
@@ -135,6 +149,15 @@ def summary_of(rows: Sequence[Row], seconds: float) -> dict[str, Any]:
         "cost": round(sum(row["cost"] for row in rows), 6),
         "seconds": round(seconds, 1),
     }
+
+
+def _file(part: str) -> str:
+    return f"{PARTS}{part}.parquet"
+
+
+def _read(folder: Folder, file: str) -> list[Row]:
+    rows: list[Row] = pq.read_table(io.BytesIO(folder.read(file))).to_pylist()
+    return rows
 
 
 def _refuse_near_duplicates(rows: Sequence[Row], threshold: float) -> None:

@@ -185,6 +185,19 @@ def test_finished_captions_and_those_to_try_again():
     assert written.without_errors(rows) == {"b", "c"}
 
 
+def test_a_part_that_is_there_is_used_if_it_holds_these_captions_and_no_error(tmp_path):
+    folder, run = open_folder(str(tmp_path)), run_of(per_caption=2)
+    captions = rows_of("a", "b")
+    assert written.finished_part(folder, "part-00000-a", captions) == []
+    rows = stage_of(run, with_moon)(captions)
+    written.write_part(folder, "part-00000-a", rows)
+    assert written.finished_part(folder, "part-00000-a", captions) == rows
+    assert written.finished_part(folder, "part-00000-a", captions[:1]) == []
+    assert written.finished_part(folder, "part-00000-a", rows_of("a", "b", "c")) == []
+    written.write_part(folder, "part-00000-a", [*rows[:3], {**rows[3], "status": "error"}])
+    assert written.finished_part(folder, "part-00000-a", captions) == []
+
+
 def test_the_end_refuses_near_duplicates_of_the_whole_run_with_their_reason(tmp_path):
     folder, run = open_folder(str(tmp_path)), run_of(near_duplicate=0.8, captions_per_shard=1)
     write(folder, run, rows_of("a cat on a mat", "A cat, on a mat.", "a dog"))
