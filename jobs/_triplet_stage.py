@@ -109,7 +109,7 @@ def take_up(run: WritingRun, folder: Folder, captions: Sequence[CaptionRow], ret
     """The shards that are left of ``captions``; the folder is ready for them then."""
     from ip2p.triplets.written import SUMMARY, finished_captions, plan, read_rows, without_errors
 
-    rows = read_rows(folder)
+    rows = read_rows(folder, ())
     done = finished_captions(rows, run.writing.per_caption, retry_errors)
     clear_answers(run, folder, without_errors(rows) & done)
     shards = plan(captions, run.writing, done)
