@@ -20,7 +20,7 @@ from ip2p.triplets.assembly import Pacing, http_stage, language_model_stage
 from ip2p.triplets.captions import CaptionRow
 from ip2p.triplets.format import STOP, until_stop
 from ip2p.triplets.writing import WritingRun
-from ip2p.triplets.written import without_errors, write_part
+from ip2p.triplets.written import finished_part, without_errors, write_part
 from jobs._ray import WINDOW, FailedShard, Row, Step, device_of, loaded, on_shard, run_steps
 
 VLLM_BATCH = 64
@@ -58,8 +58,11 @@ class WriteTripletShard:
         return on_shard(row, lambda captions: self.write(row["name"], captions))
 
     def write(self, name: str, captions: Sequence[CaptionRow]) -> WrittenShard:
-        rows = self.stage()(captions)
-        write_part(self.folder, name, rows)
+        # Ray calls again where an actor was killed while it cleared up; what is gone by then would be paid twice.
+        rows = finished_part(self.folder, name, captions)
+        if not rows:
+            rows = self.stage()(captions)
+            write_part(self.folder, name, rows)
         if self.run.recipe.triplets.writer == "http":
             Answers(self.folder).forget_all_of(without_errors(rows).__contains__)
         return told_of(name, rows)

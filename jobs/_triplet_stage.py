@@ -65,20 +65,14 @@ def write_triplets(
     args: argparse.Namespace, read_input: typing.Callable[[argparse.Namespace, Recipe], CaptionFile]
 ) -> int:
     """Write what is not written yet, then bring it together; the exit code."""
-    from ip2p.triplets.written import SUMMARY, finished_captions, plan, read_rows, without_errors
-
     started = time.monotonic()
     args = with_defaults(args)
     run, pacing = prepared(args)
     folder = open_folder(located(args.output))
     captions = with_places(read_input(args, run.recipe), args.captions)
     claim_folder(folder, run)
-    rows = read_rows(folder)
-    done = finished_captions(rows, run.writing.per_caption, args.retry_errors)
-    shards = plan(captions.rows, run.writing, done)
+    shards = take_up(run, folder, captions.rows, args.retry_errors)
     if shards:
-        folder.delete(SUMMARY)  # it says that the run is finished
-        clear_answers(run, folder, without_errors(rows) & done)
         work(args, run, pacing, folder, shards, len(captions.rows))
     return finish(args, run, folder, len(captions.bad), time.monotonic() - started)
 
@@ -135,7 +129,21 @@ def claim_folder(folder: Folder, run: WritingRun) -> None:
     folder.write(NOTE, run.to_json().encode())
 
 
+def take_up(run: WritingRun, folder: Folder, captions: Sequence[CaptionRow], retry_errors: bool) -> list[Shard]:
+    """The shards that are left of ``captions``; the folder is ready for them then."""
+    from ip2p.triplets.written import SUMMARY, finished_captions, plan, read_rows, without_errors
+
+    rows = read_rows(folder, ())
+    done = finished_captions(rows, run.writing.per_caption, retry_errors)
+    clear_answers(run, folder, without_errors(rows) & done)
+    shards = plan(captions, run.writing, done)
+    if shards:
+        folder.delete(SUMMARY)  # it says that the run is finished
+    return shards
+
+
 def clear_answers(run: WritingRun, folder: Folder, done: set[str]) -> None:
+    """Delete what a run left that was killed between a part and its clearing up."""
     from ip2p.triplets.answers import Answers
 
     if run.recipe.triplets.writer == "http":

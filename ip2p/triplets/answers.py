@@ -50,14 +50,19 @@ class Answers:
     def forget_all_of(self, finished: Callable[[str], bool]) -> None:
         """Remove what a run left that was killed between a part and its clearing up, by prompt_id."""
         for name in self.folder.list(PREFIX):
-            if finished(name.removeprefix(PREFIX).partition("-")[0]):
+            if finished(_prompt_id(name)):
                 self.folder.delete(name)
 
-    def cost(self) -> float:
-        """The sum of all that is here."""
+    def cost(self, finished: Callable[[str], bool] = lambda prompt_id: False) -> float:
+        """The sum of all that is here, without what a kill left of ``finished`` captions: their rows say it too."""
+        names = [name for name in self.folder.list(PREFIX) if not finished(_prompt_id(name))]
         with ThreadPoolExecutor(16) as readers:
-            return sum(json.loads(data)["cost"] for data in readers.map(self.folder.read, self.folder.list(PREFIX)))
+            return sum(json.loads(data)["cost"] for data in readers.map(self.folder.read, names))
 
 
 def _name(identity: Sequence[object]) -> str:
     return PREFIX + "-".join(map(str, identity)) + ".json"
+
+
+def _prompt_id(name: str) -> str:
+    return name.removeprefix(PREFIX).partition("-")[0]

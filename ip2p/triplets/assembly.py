@@ -49,11 +49,10 @@ def http_stage(run: WritingRun, pacing: Pacing, folder: Folder) -> WriteRequests
     from ip2p.triplets.http_writer import HttpWriter
 
     recipe, writing = run.recipe, run.writing
-    answers = Answers(folder)
     shared: dict[str, Any] = {
         "timeout_s": pacing.timeout_s, "concurrency": pacing.concurrency, "pace": Pace(pacing.requests_per_minute),
-        "prices": Prices(writing.prompt_price, writing.completion_price), "answers": answers,
-        "budget": Budget(pacing.max_cost, cost_so_far(folder) + answers.cost()),
+        "prices": Prices(writing.prompt_price, writing.completion_price), "answers": Answers(folder),
+        "budget": Budget(pacing.max_cost, cost_so_far(folder)),
     }  # fmt: skip
     writer = HttpWriter(
         recipe.triplets, recipe.seed, messages=chat_messages if writing.http_chat else None, **shared

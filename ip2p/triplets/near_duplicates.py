@@ -21,13 +21,15 @@ class MinHashDuplicates:
         from datasketch import MinHash, MinHashLSH
 
         self.threshold = threshold
-        self._new_sketch, self._index = MinHash, MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
+        # Its copies share the permutations; with its own each would take three times the bytes and most of the time.
+        self._empty = MinHash(num_perm=PERMUTATIONS)
+        self._index = MinHashLSH(threshold=threshold, num_perm=PERMUTATIONS)
         self._kept: list[Any] = []
 
     def add(self, caption: str, instruction: str) -> bool:
         """Remember this triplet and return True, or return False if it nearly repeats one already here."""
         asked = normalised(instruction)
-        sketch = self._new_sketch(num_perm=PERMUTATIONS)
+        sketch = self._empty.copy()
         # Tied to the instruction, since in a long caption one word hardly counts, while red and blue are two edits.
         sketch.update_batch([f"{asked}\x1f{word}".encode() for word in sorted(set(normalised(caption).split()))])
         if any(sketch.jaccard(self._kept[place]) >= self.threshold for place in self._index.query(sketch)):

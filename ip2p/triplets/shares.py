@@ -51,8 +51,8 @@ def asked_types(shares: Mapping[str, float]) -> list[str]:
 def within_shares(tasks: Sequence[str], shares: Mapping[str, float], tolerance: float) -> list[bool]:
     """For each row, whether it stays: as many as possible do while no type's share is off by more than ``tolerance``.
 
-    Of a type that is cut the first rows stay. Types without a share go. Where a wanted type never came nothing is cut:
-    no choice would make the shares hold.
+    Of a type that is cut the first rows stay. Types without a share go. Where a wanted type never came, or so few rows
+    that no choice would make the shares hold, no wanted type is cut.
     """
     there = Counter(task for task in tasks if task in shares)
     if len(there) < len(shares):

@@ -16,7 +16,7 @@ import numpy as np
 from ip2p.config import Recipe
 from ip2p.errors import CheckpointError, WriterError
 from ip2p.schema import Triplet
-from ip2p.triplets.acceptance import Moderation, NearDuplicates, Window, judge, judge_caption, judge_triplet
+from ip2p.triplets.acceptance import NearDuplicates, Window, judge, judge_caption, judge_triplet
 from ip2p.triplets.format import prompt_of
 
 _TEXTS = ("prompt_id", "caption", "url", "instruction", "edited_caption", "task", "status", "reason", "error")
@@ -36,9 +36,9 @@ class WriteTriplets:
     A batch is one unit of work: near duplicates are looked for within it, and a language model sees its rows together.
     Choose its rows by ``index``, never by what happens to be ready, and the result is the same on every run.
 
-    ``writer``, ``window`` (counts a text's tokens) and ``flagged`` (moderation, off by default) replace what the recipe
-    names. ``threads`` sets torch's threads; 0 leaves them. Raises RecipeError, CheckpointError or WriterError when
-    what the recipe names cannot be used.
+    ``writer`` and ``window`` (counts a text's tokens) replace what the recipe names. ``threads`` sets torch's threads;
+    0 leaves them. Nothing is moderated here. Raises RecipeError, CheckpointError or WriterError when what the recipe
+    names cannot be used.
     """
 
     def __init__(
@@ -49,9 +49,8 @@ class WriteTriplets:
         *,
         writer: Writer | None = None,
         window: Window | None = None,
-        flagged: Moderation | None = None,
     ):
-        self.recipe, self.flagged = recipe, flagged
+        self.recipe = recipe
         if threads > 0:
             import torch
 
@@ -114,8 +113,8 @@ class WriteTriplets:
             return "near_duplicate"
         return reason
 
-    def _limits(self) -> tuple[Window | None, int, Moderation | None]:
-        return self.window, self.recipe.triplets.text_window, self.flagged
+    def _limits(self) -> tuple[Window | None, int]:
+        return self.window, self.recipe.triplets.text_window
 
 
 @dataclass

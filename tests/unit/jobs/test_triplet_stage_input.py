@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import tracemalloc
 
 import pytest
 
 from ip2p.config import Placement, load_recipe
 from ip2p.errors import InputError
 from ip2p.storage import open_folder
+from ip2p.triplets import written
 from ip2p.triplets.assembly import Pacing, default_writing
 from ip2p.triplets.captions import read_captions
 from ip2p.triplets.format import STOP
@@ -62,6 +64,28 @@ def test_a_folder_never_mixes_two_runs(tmp_path):
     (tmp_path / "other" / "recipe.json").write_text("{}")
     with pytest.raises(InputError, match="holds something else"):
         _triplet_stage.claim_folder(open_folder(str(tmp_path / "other")), run)
+
+
+def test_finished_rows_are_not_held_while_shards_are_written(tmp_path, monkeypatch):
+    folder, held = open_folder(str(tmp_path / "run")), []
+    row = {field.name: "" if field.type == "string" else 0 for field in written.SCHEMA}
+    row |= {"status": "accepted", "reason": "ok", "refusals": "{}", "url": "x" * 10_000}
+    for part in range(20):
+        rows = [{**row, "prompt_id": f"{part}-{n}", "index": part} for n in range(16)]
+        written.write_part(folder, f"part-{part:05d}-a", rows)
+    (tmp_path / "captions.txt").write_text("a red boat")
+    monkeypatch.setattr(_triplet_stage, "work", lambda *_: held.append(tracemalloc.get_traced_memory()))
+    flags = ["--stage", "triplets", "--captions", str(tmp_path / "captions.txt"), "--output", folder.uri, "--json"]
+    flags += ["--set", "writing.near_duplicate=0"]
+    assert datagen.run(datagen.arguments(flags)) == 0  # loads what is loaded late
+    tracemalloc.start()
+    try:
+        assert datagen.run(datagen.arguments(flags)) == 0
+    finally:
+        tracemalloc.stop()
+    at_work, most = held[-1]
+    assert at_work < 200_000
+    assert most < 800_000  # all urls are 3.2 million
 
 
 # ---- vLLM: only what can be said without GPUs

@@ -1,3 +1,5 @@
+from datasketch import MinHash
+
 from ip2p.triplets.near_duplicates import MinHashDuplicates
 
 LONG = "an old wooden fishing boat with blue trim lying on a pebble beach under heavy grey clouds in autumn"
@@ -34,3 +36,12 @@ def test_many_are_handled_quickly_and_all_copies_found():
     ]
     assert all(duplicates.add(caption, "make it night") for caption in captions)
     assert not any(duplicates.add(caption, "make it night") for caption in captions)
+
+
+def test_permutations_are_drawn_once_and_shared_by_all_triplets(monkeypatch):
+    drawn, draw = [], MinHash._init_permutations
+    monkeypatch.setattr(MinHash, "_init_permutations", lambda *args: drawn.append(1) or draw(*args))
+    duplicates = MinHashDuplicates(0.8)
+    assert all(duplicates.add(f"thing {n} beside thing {n + 1}", "make it night") for n in range(50))
+    assert len(drawn) == 1
+    assert len({id(sketch.permutations) for sketch in duplicates._kept}) == 1

@@ -45,10 +45,10 @@ def words_and_two(text: str) -> int:
     return len(text.split()) + 2
 
 
-def stage(scripted=None, flagged=None, **changes) -> WriteTriplets:
+def stage(scripted=None, **changes) -> WriteTriplets:
     recipe = load_recipe("postcard")
     recipe = replace(recipe, triplets=replace(recipe.triplets, **({"text_window": 12} | changes)))
-    return WriteTriplets(recipe, "cpu", writer=scripted or ScriptedWriter(), window=words_and_two, flagged=flagged)
+    return WriteTriplets(recipe, "cpu", writer=scripted or ScriptedWriter(), window=words_and_two)
 
 
 def outcome(out) -> list[tuple[str, str]]:
@@ -110,13 +110,6 @@ def test_a_writer_that_cannot_go_on_stops_the_stage():
 
     with pytest.raises(WriterError, match="key refused"):
         stage(Gone())(batch_of("a cat"))
-
-
-def test_moderation_stops_a_caption_before_the_writer_and_a_completion_after_it():
-    writer = ScriptedWriter({"a cat": ["add a gun\n%%\na cat with gun", night("a cat")]})
-    out = stage(writer, flagged=lambda texts: any("gun" in text for text in texts))(batch_of("a cat", "a gun"))
-    assert outcome(out) == [("", "ok"), ("refused", "flagged")]
-    assert writer.calls == [[("id-a cat", 0)], [("id-a cat", 1)]]
 
 
 NEAR = ["a b c d e f g h i j k l m n o p q r s t", "a b c d e f g h i j k l m n o p q r s x"]

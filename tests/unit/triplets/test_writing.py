@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import pytest
 
@@ -13,6 +14,8 @@ from ip2p.triplets.budget import OverBudget
 from ip2p.triplets.captions import CaptionRow
 from ip2p.triplets.format import split_prompt
 from ip2p.triplets.judge import Judge
+from ip2p.triplets.near_duplicates import MinHashDuplicates
+from ip2p.triplets.shares import within_shares
 from ip2p.triplets.writing import WriteRequests, Writing, WritingRun, check_writing, moderation_of
 
 
@@ -185,6 +188,19 @@ def test_finished_captions_and_those_to_try_again():
     assert written.without_errors(rows) == {"b", "c"}
 
 
+def test_a_part_that_is_there_is_used_if_it_holds_these_captions_and_no_error(tmp_path):
+    folder, run = open_folder(str(tmp_path)), run_of(per_caption=2)
+    captions = rows_of("a", "b")
+    assert written.finished_part(folder, "part-00000-a", captions) == []
+    rows = stage_of(run, with_moon)(captions)
+    written.write_part(folder, "part-00000-a", rows)
+    assert written.finished_part(folder, "part-00000-a", captions) == rows
+    assert written.finished_part(folder, "part-00000-a", captions[:1]) == []
+    assert written.finished_part(folder, "part-00000-a", rows_of("a", "b", "c")) == []
+    written.write_part(folder, "part-00000-a", [*rows[:3], {**rows[3], "status": "error"}])
+    assert written.finished_part(folder, "part-00000-a", captions) == []
+
+
 def test_the_end_refuses_near_duplicates_of_the_whole_run_with_their_reason(tmp_path):
     folder, run = open_folder(str(tmp_path)), run_of(near_duplicate=0.8, captions_per_shard=1)
     write(folder, run, rows_of("a cat on a mat", "A cat, on a mat.", "a dog"))
@@ -205,6 +221,85 @@ def test_the_end_cuts_types_that_came_too_often(tmp_path):
     summary = written.finish(folder, run.writing, 1.0)
     assert summary["by_task"] == {"add": 15, "remove": 10}
     assert summary["by_reason"] == {"ok": 25, "over_quota": 5}
+
+
+def disturbed(folder):
+    """Parts of many shards: tried again after errors, and again from another file, where some share an index."""
+    run = run_of("triplets.tries=2", per_caption=2, captions_per_shard=4)
+    captions = rows_of(*(f"{'A' if n % 3 else 'a'} cat on mat {n // 2}" for n in range(60)))
+
+    def answer(caption, task, copy, attempt):
+        if caption.endswith("3"):
+            return "nonsense"
+        return WriterError("so") if caption.endswith("7") and copy else with_moon(caption, task, copy, attempt)
+
+    stage = stage_of(run, answer)
+    for shard in written.plan(captions, run.writing, set()):
+        rows = stage(shard.rows)
+        for place, row in enumerate(rows):
+            row["task"] = "remove" if place % 3 == 0 else "add"
+            row["cost"], row["prompt_tokens"] = 0.1 * place, place
+        written.write_part(folder, shard.name, rows)
+    moved = [dataclasses.replace(row, index=row.index // 3 * 2) for row in captions[::-1]]
+    others = [dataclasses.replace(row, index=row.index + 1, prompt_id=f"b{row.index}") for row in captions[::7]]
+    for number, again in ((20, moved), (7, others)):
+        rows = [{**row, "task": "add"} for row in stage_of(run, with_moon)(again)]
+        written.write_part(folder, f"part-{number:05d}-again", rows)
+
+
+def plainly_finished(folder, writing):
+    """The lines of accepted and of refused rows, with all rows in memory."""
+    rows, duplicates = written.read_rows(folder), MinHashDuplicates(writing.near_duplicate)
+    for row in rows:
+        if row["status"] == "accepted" and not duplicates.add(row["caption"], row["instruction"]):
+            row |= {"status": "refused", "reason": "near_duplicate"}
+    accepted = [row for row in rows if row["status"] == "accepted"]
+    stays = within_shares([row["task"] for row in accepted], {"add": 0.5, "remove": 0.5}, writing.share_tolerance)
+    for row, stay in zip(accepted, stays, strict=True):
+        row |= {} if stay else {"status": "refused", "reason": "over_quota"}
+    names = {
+        True: ("caption", "instruction", "edited_caption", "task", "url", "verdict"),
+        False: ("caption", "instruction", "edited_caption", "task", "asked", "status", "reason", "error", "tries"),
+    }
+    lines = {True: "", False: ""}
+    for row in rows:
+        good = row["status"] == "accepted"
+        record = {name: row[name] for name in names[good] if good or row[name] != ""}
+        lines[good] += json.dumps(record, ensure_ascii=False) + "\n"
+    return lines[True].encode(), lines[False].encode(), rows
+
+
+def test_the_end_leaves_what_all_rows_in_memory_would_give(tmp_path, monkeypatch):
+    monkeypatch.setattr(written, "PARTS_HELD", 1)
+    folder = open_folder(str(tmp_path))
+    disturbed(folder)
+    writing = Writing(types="open", shares="add=1,remove=1", near_duplicate=0.8)
+    triplets, refused, rows = plainly_finished(folder, writing)
+    summary = written.finish(folder, writing, 2.5)
+    assert (folder.read("triplets.jsonl"), folder.read("refused.jsonl")) == (triplets, refused)
+    assert json.loads(folder.read("summary.json")) == summary
+    reasons = [row["reason"] for row in rows]
+    assert set(reasons) == {"ok", "near_duplicate", "over_quota", "unparseable"}
+    assert summary["by_reason"] == {reason: reasons.count(reason) for reason in sorted(set(reasons))}
+    assert summary["triplets"] == triplets.count(b"\n")
+    assert summary["cost"] == round(sum(row["cost"] for row in rows), 6)
+    assert summary["completions"] == sum(row["tries"] for row in rows)
+
+
+def test_the_end_holds_a_few_parts_however_many_there_are(tmp_path):
+    folder, run = open_folder(str(tmp_path)), run_of("triplets.tries=1")
+    (row,) = stage_of(run, with_moon)(rows_of("a cat"))
+    for part in range(40):
+        rows = [{**row, "prompt_id": f"{part}-{n}", "index": 16 * part + n, "url": "x" * 10_000} for n in range(16)]
+        written.write_part(folder, f"part-{part:05d}-a", rows)
+    tracemalloc.start()
+    try:
+        assert written.finish(folder, run.writing, 0.0)["triplets"] == 640
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(folder.read("triplets.jsonl")) > 6_400_000
+    assert peak < 3_200_000
 
 
 def test_triplets_can_be_read_as_the_painters_input(tmp_path):

@@ -1,5 +1,6 @@
 """Runs of written triplets against a real server that behaves badly, with kills and a cost cap."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,10 +15,12 @@ import pytest
 from ip2p.config import load_recipe
 from ip2p.storage import open_folder
 from ip2p.triplets import http_writer, written
-from ip2p.triplets.answers import Answers
+from ip2p.triplets.answers import Answer, Answers
 from ip2p.triplets.assembly import Pacing, http_stage
 from ip2p.triplets.captions import CaptionRow
 from ip2p.triplets.writing import Writing, WritingRun
+from jobs._ray_triplets import WriteTripletShard
+from jobs._triplet_stage import take_up
 from tests.unit.triplets.faulty_server import COMPLETION_TOKENS, PROMPT_TOKENS, FaultyServer
 
 ROOT = Path(__file__).parents[3]
@@ -50,14 +53,22 @@ def rows_of(captions=CAPTIONS) -> list[CaptionRow]:
 
 
 def write_all(folder, run: WritingRun, pacing: Pacing = Pacing(), retry_errors: bool = False) -> dict:  # noqa: B008
-    """What the job does, without a cluster."""
-    done = written.finished_captions(written.read_rows(folder), run.writing.per_caption, retry_errors)
-    stage = http_stage(run, pacing, folder)
-    for shard in written.plan(rows_of(), run.writing, done):
-        rows = stage(shard.rows)
-        written.write_part(folder, shard.name, rows)
-        Answers(folder).forget_all_of(written.without_errors(rows).__contains__)
+    """The job with its actor in this process."""
+    shards = take_up(run, folder, rows_of(), retry_errors)
+    actor = WriteTripletShard(run, pacing, folder.uri)
+    for shard in shards:
+        actor.write(shard.name, shard.rows)
     return written.finish(folder, run.writing, 0.0)
+
+
+def billed(server: FaultyServer) -> float:
+    prompt, completion = server.billed_tokens
+    return (prompt * PRICES["prompt_price"] + completion * PRICES["completion_price"]) / 1e6
+
+
+def spent(folder, run: WritingRun) -> float:
+    """What a run that goes on in ``folder`` starts from."""
+    return http_stage(run, Pacing(), folder).writer.budget.spent
 
 
 def test_a_bad_server_costs_tries_and_no_captions(server, tmp_path):
@@ -88,8 +99,7 @@ def test_run_again_asks_nobody_and_leaves_the_same_files(server, tmp_path):
 def test_the_cost_cap_holds_and_a_higher_one_goes_on(server, tmp_path):
     folder, run = open_folder(str(tmp_path)), run_of(server.url)
     summary = write_all(folder, run, Pacing(max_cost=2.0, concurrency=4))
-    prompt, completion = server.billed_tokens
-    assert 1.5 < (prompt * 1000 + completion * 2000) / 1e6 <= summary["cost"] <= 2.0
+    assert 1.5 < billed(server) <= summary["cost"] <= 2.0
     assert summary["by_reason"]["over_budget"] > 20
     assert sum(summary["by_reason"].values()) == len(CAPTIONS)
     asked = sum(server.asked.values())
@@ -99,6 +109,65 @@ def test_the_cost_cap_holds_and_a_higher_one_goes_on(server, tmp_path):
     assert "over_budget" not in summary["by_reason"]
     assert summary["cost"] <= 50.0
     assert max(server.answered.values()) == 1
+
+
+@pytest.fixture
+def faultless():
+    """Answers everything, each time with another edit."""
+    numbers = itertools.count()
+
+    def answer(prompt: str) -> str:
+        return f"add lantern {(number := next(numbers))}\n%%\nlantern {number} at night\nEND"
+
+    server = FaultyServer(answer, faults=False)
+    yield server
+    server.close()
+
+
+def test_a_copy_beside_one_that_failed_is_paid_and_counted_once(faultless, tmp_path):
+    folder, run = open_folder(str(tmp_path)), run_of(faultless.url, per_caption=2)
+    reasons = write_all(folder, run, Pacing(max_cost=1.0, concurrency=1))["by_reason"]
+    assert (reasons["ok"], reasons["over_budget"]) == (11, 109)  # the sixth caption's second copy is not paid for
+    assert spent(folder, run) == pytest.approx(billed(faultless)) == pytest.approx(11 * ANSWER_COST)
+    assert len(folder.list("answers/")) == 11 % 2
+    summary = write_all(folder, run, Pacing(concurrency=1), retry_errors=True)
+    assert summary["by_reason"] == {"ok": 120}
+    assert summary["cost"] == pytest.approx(billed(faultless)) == pytest.approx(120 * ANSWER_COST)
+    assert spent(folder, run) == pytest.approx(billed(faultless))
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_actor_killed_while_it_clears_up_pays_nothing_when_it_is_called_again(faultless, tmp_path, monkeypatch):
+    folder, run = open_folder(str(tmp_path)), run_of(faultless.url)
+    (shard,) = written.plan(rows_of(CAPTIONS[:8]), run.writing, set())
+
+    def killed_midway(answers, finished):
+        for name in folder.list("answers/")[:4]:
+            folder.delete(name)
+        raise Killed
+
+    actor = WriteTripletShard(run, Pacing(), folder.uri)
+    with monkeypatch.context() as patch:
+        patch.setattr(Answers, "forget_all_of", killed_midway)
+        with pytest.raises(Killed):
+            actor.write(shard.name, shard.rows)
+    assert len(folder.list("answers/")) == 4
+    assert spent(folder, run) == pytest.approx(billed(faultless))
+    told = WriteTripletShard(run, Pacing(), folder.uri).write(shard.name, shard.rows)
+    assert (told.captions, told.accepted, told.cost) == (8, 8, pytest.approx(8 * ANSWER_COST))
+    assert sum(faultless.asked.values()) == 8
+    assert not folder.list("answers/")
+
+
+def test_what_a_kill_left_to_clear_up_goes_when_the_run_is_looked_at_again(faultless, tmp_path):
+    folder, run = open_folder(str(tmp_path)), run_of(faultless.url)
+    write_all(folder, run)
+    Answers(folder).put((rows_of()[-1].prompt_id, 0, 0), Answer("x", 1, 1, 0.5))
+    write_all(folder, run)
+    assert not folder.list("answers/")
 
 
 CHILD = """
