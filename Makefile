@@ -64,8 +64,8 @@ bench: $(STAMP)  ## the measurements behind the documented numbers
 
 weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
 	$(BIN)/python jobs/pretrain.py --output $(FAMILY)
-	$(BIN)/python -m ip2p postcard --quiet --seed 101 --triplets 6000 --pictures --output $(CORPUS)/edits.jsonl
-	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --triplets $(CORPUS)/edits.jsonl --prompts 6000 \
+	$(BIN)/python -m ip2p postcard --quiet --seed 101 --triplets 14000 --pictures --output $(CORPUS)/edits.jsonl
+	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --triplets $(CORPUS)/edits.jsonl --prompts 14000 \
 		--output $(CORPUS)/edits
 	rm -rf $(CORPUS)/back
 	$(BIN)/python -m ip2p invert --input $(CORPUS)/edits --triplets $(CORPUS)/edits.jsonl --output $(CORPUS)/back
@@ -74,7 +74,7 @@ weights: $(STAMP)  ## train the shipped model family again from its own pixels (
 	$(BIN)/python jobs/train.py --pairs $(CORPUS)/drawn --cache-latents --set flip=0 --set steps=4000 \
 		--set learning_rate=6e-4 --output $(CORPUS)/copying
 	$(BIN)/python jobs/train.py --pairs $(CORPUS)/edits $(CORPUS)/back --cache-latents \
-		--set base=$(CORPUS)/copying/model --set steps=5000 --set learning_rate=5e-4 \
+		--set base=$(CORPUS)/copying/model --set steps=8000 --set learning_rate=5e-4 \
 		--export-dtype float16 --output $(CORPUS)/training
 	$(BIN)/python jobs/pretrain.py --stages edit_model --edit-model $(CORPUS)/training/model --output $(FAMILY)
 
