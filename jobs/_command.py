@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ip2p.config import EMBEDDED
 from ip2p.errors import InputError, Ip2pError, JobError
 from ip2p.storage import Folder
 
@@ -43,6 +44,11 @@ def located(output: str) -> str:
     if "_ray_pkg_" in str(path):
         raise InputError(f"{output} would lie in Ray's temporary copy; give an absolute path or s3://…")
     return str(path)
+
+
+def located_model(model: str) -> str:
+    """A model's folder likewise; ``embedded`` stays what it is."""
+    return model if model == EMBEDDED else str(Path(model).expanduser().absolute())
 
 
 def check_ours(folder: Folder, ours: str, *theirs: str) -> None:

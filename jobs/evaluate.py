@@ -25,10 +25,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.config import EMBEDDED, Recipe, load_recipe
+from ip2p.config import Recipe, load_recipe
 from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder
-from jobs._command import add_output_flags, check_ours, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, located_model, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -91,8 +91,7 @@ def checked(args: argparse.Namespace, recipe: Recipe) -> Settings:
     from ip2p.models.preflight import check_measured
     from jobs._ray_evaluate import Settings
 
-    # Workers do not run where we do.
-    model = args.model if args.model == EMBEDDED else str(Path(args.model).expanduser().absolute())
+    model = located_model(args.model)
     own_text, own_image = own_scales(model_folder("edit_model", model, setting="--model"))
     weights = check_measured(model, recipe, args.curve, not args.curve and "sdedit" in args.methods)
     text_scales = args.cfg_text or [own_text]

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from ip2p.config import EMBEDDED, Triplets, overridden
 from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder, remove_all
-from jobs._command import add_output_flags, check_ours, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, located_model, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -110,7 +110,7 @@ def prepared(args: argparse.Namespace, recipe: FineTuning, triplets: list[Triple
     if recipe.tasks and not all(triplet.task for triplet in triplets):
         raise InputError("a triplet has no task; label all of them, or pass --set tasks=0")
     if recipe.base != EMBEDDED:
-        recipe = dataclasses.replace(recipe, base=str(Path(recipe.base).expanduser().absolute()))
+        recipe = dataclasses.replace(recipe, base=located_model(recipe.base))
         if not Path(recipe.base).exists():
             raise InputError(f"{recipe.base}: no such model; name a folder or a .gguf file with --set base=PATH")
     _, held_out = split_held_out(triplets, recipe)

@@ -24,12 +24,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from ip2p.config import EMBEDDED
 from ip2p.doctor.accelerator import NEEDED_GIB
-from ip2p.errors import DatasetError, InputError, JobError
+from ip2p.errors import InputError, JobError
 from ip2p.storage import Folder, open_folder, remove_all
 from ip2p.training.recipe import TRAINING_RECIPES, TrainingRecipe, load_training_recipe, training_recipe_from_json
-from jobs._command import add_output_flags, check_ours, ended, located, size_range
+from jobs._command import add_output_flags, check_ours, ended, located, located_model, size_range
 from jobs._progress import Progress
 
 if typing.TYPE_CHECKING:
@@ -124,8 +123,7 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
         check_peft()
     output, runs = located(args.output), [located(uri) for uri in args.pairs]
     weights = check_base(recipe.base, recipe.resolution)
-    if recipe.base != EMBEDDED:
-        recipe = dataclasses.replace(recipe, base=str(Path(recipe.base).expanduser().absolute()))
+    recipe = dataclasses.replace(recipe, base=located_model(recipe.base))
     splits = listed(runs)
     identity = cache_identity(splits, weights, recipe.resolution, mirrored=recipe.flip > 0)
     about = {**weights, **{f"pairs_{split}": id_ for split, id_ in identity.pairs.items()}}
@@ -140,11 +138,11 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
 
 def listed(runs: Sequence[str]) -> dict[str, typing.Any]:
     """Shards of the train split, and of val where there are any. Raises DatasetError where nothing can be trained."""
-    from ip2p.training.pair_index import list_splits
+    from ip2p.training.pair_index import list_splits, no_pairs
 
     found = list_splits(runs)
     if not found["train"]:
-        raise DatasetError(f"no pair of split 'train' in {', '.join(runs)}; name run folders with kept pairs")
+        raise no_pairs(runs, "train")
     if not found["val"]:
         print("warning: the val split has no pair; nothing will be looked at while training", file=sys.stderr)
     return {split: found[split] for split in ("train", "val") if found[split]}

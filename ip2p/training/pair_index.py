@@ -46,9 +46,14 @@ def list_pairs(uris: Sequence[str], split: str = "train") -> list[ShardRows]:
         raise DatasetError(f"split {split!r}: there are {', '.join(SPLITS)}")
     found = list_splits(uris)[split]
     if not found:
-        where = ", ".join(uris) or "no run folder at all"
-        raise DatasetError(f"no pair of split {split!r} in {where}; name run folders with kept pairs")
+        raise no_pairs(uris, split)
     return found
+
+
+def no_pairs(uris: Sequence[str], split: str) -> DatasetError:
+    """What to say where ``uris`` hold no pair of ``split``."""
+    where = ", ".join(uris) or "no run folder at all"
+    return DatasetError(f"no pair of split {split!r} in {where}; name run folders with kept pairs")
 
 
 def list_splits(uris: Sequence[str]) -> dict[str, list[ShardRows]]:
