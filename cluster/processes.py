@@ -44,6 +44,9 @@ def family(process: psutil.Process) -> set[psutil.Process]:
 
 def strays(folder: Path) -> set[psutil.Process]:
     """Processes of the head in ``folder``, also those whose parents are gone; never the caller."""
+    # psutil remembers whom it listed, by pid. Threads take pids too, so on a system with 32,768 of them Ray brings old
+    # ones back within minutes, and who is taken for a former process of its pid is never signalled.
+    psutil.process_iter.cache_clear()
     return {p for p in psutil.process_iter() if p.pid != os.getpid() and _belongs(p, folder)}
 
 

@@ -197,6 +197,19 @@ def test_orphan_is_found_by_the_mark_of_its_cluster(bystander: psutil.Process, t
     assert processes.end(found, grace_s=5) == set()
 
 
+def test_process_whose_pid_another_had_before_is_ended_too(
+    bystander: psutil.Process, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = subprocess.Popen(["sleep", "600"], env={**os.environ, processes.MARK: str(tmp_path)})
+    former = psutil.Process(child.pid)  # whom psutil listed under this pid
+    former._ident = (child.pid, former.create_time() - 60)
+    assert not former.is_running()
+    monkeypatch.setattr(psutil, "_pmap", {child.pid: former})
+    assert processes.end(processes.strays(tmp_path), grace_s=5) == set()
+    assert child.wait(5) == -signal.SIGTERM
+    assert bystander.is_running()
+
+
 def test_state_of_another_version_does_not_hide_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(head, "PARENT", tmp_path)
     for name, text in (("ip2p-old", '{"colour": 3}'), ("ip2p-torn", "{"), ("other-1", "{}")):

@@ -106,7 +106,11 @@ def asked(url: str, body: bytes | None = None, token: str = "") -> tuple[int, by
 
 
 def raylets(cluster: Cluster) -> list[psutil.Process]:
-    return [process for process in processes.strays(cluster.folder) if process.name() == "raylet"]
+    found = []
+    for process in processes.strays(cluster.folder):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a job's shell sleeps by a process a second
+            found += [process] if process.name() == "raylet" else []
+    return found
 
 
 def ports(cluster: Cluster) -> set[int]:
