@@ -48,6 +48,7 @@ def up(*flags: str) -> Iterator[Cluster]:
         cluster = since(before)
         assert cluster is not None
         yield cluster
+        assert cluster.alive, (cluster.folder / "head.log").read_text()[-3000:]
     finally:
         if left := since(before):
             stop(left)
