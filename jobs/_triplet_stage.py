@@ -96,6 +96,10 @@ def prepared(args: argparse.Namespace) -> tuple[WritingRun, Pacing]:
         raise InputError("--stage triplets writes triplets; --triplets brings them, for painting")
     if args.redo_changed:
         raise InputError("--redo-changed is for shards of pairs; what --stage triplets has written it never makes anew")
+    if args.painters is not None or args.painter_gpus:  # 0 is true of this stage, and says not to look for GPUs
+        raise InputError(
+            "--painters and --painter-gpus: nothing is painted here; --writers, --writer-gpus say how many"
+        )
     recipe = load_recipe(args.recipe, [override for override in args.set if not override.startswith(SECTION)])
     own = [override.removeprefix(SECTION) for override in args.set if override.startswith(SECTION)]
     writing = overridden(default_writing(recipe), own)

@@ -43,6 +43,8 @@ def test_the_types_are_those_that_the_writer_knows():
         (["--set", "writing.speed=1"], "unknown recipe field 'speed'; known: per_caption, types, shares"),
         (["--max-cost", "3"], "needs prices"),
         (["--redo-changed"], "shards of pairs"),
+        (["--painters", "1:2"], "nothing is painted here; --writers"),
+        (["--painter-gpus", "0.5"], "nothing is painted here; --writers"),
         (["--concurrency", "0"], "--concurrency wants at least 1"),
         (["--set", "triplets.writer=http", "--set", "writing.judge=lm"], "writing.judge is http"),
         (["--set", "writing.moderation=nowhere:check"], "cannot find 'nowhere:check'"),
