@@ -64,8 +64,8 @@ bench: $(STAMP)  ## the measurements behind the documented numbers
 
 weights: $(STAMP)  ## train the shipped model family again from its own pixels (hours)
 	$(BIN)/python jobs/pretrain.py --output $(FAMILY)
-	$(BIN)/python -m ip2p postcard --quiet --seed 101 --triplets 14000 --pictures --output $(CORPUS)/edits.jsonl
-	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --triplets $(CORPUS)/edits.jsonl --prompts 14000 \
+	$(BIN)/python -m ip2p postcard --quiet --seed 101 --triplets 30000 --pictures --output $(CORPUS)/edits.jsonl
+	$(BIN)/python jobs/datagen.py --recipe postcard-corpus --triplets $(CORPUS)/edits.jsonl --prompts 30000 \
 		--output $(CORPUS)/edits
 	rm -rf $(CORPUS)/back
 	$(BIN)/python -m ip2p invert --input $(CORPUS)/edits --triplets $(CORPUS)/edits.jsonl --output $(CORPUS)/back
