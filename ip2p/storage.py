@@ -235,6 +235,8 @@ class S3Folder:
             return action()
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise _s3_error(verb, f"s3://{self.bucket}/{self._key(name)}", error) from error
+        except ValueError as error:  # a date or a number among the headers in which the answer was cut
+            raise self._cut(name) from error
 
     def read(self, name: str) -> bytes:
         return self.read_versioned(name)[0]
@@ -331,9 +333,10 @@ class S3Folder:
         return data
 
     def _version(self, name: str, answer: typing.Any) -> str:
-        if not answer.get("ETag"):
+        tag = str(answer.get("ETag", ""))
+        if not tag.strip('"') or tag.startswith('"') != tag.endswith('"'):
             raise self._cut(name)
-        return str(answer["ETag"]).strip('"')
+        return tag.strip('"')
 
     def _cut(self, name: str) -> StorageError:
         return StorageError(f"s3://{self.bucket}/{self._key(name)}: the answer was cut short; try again", "away")
