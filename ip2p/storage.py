@@ -235,7 +235,7 @@ class S3Folder:
             return action()
         except (BotoCoreError, ClientError, Boto3Error) as error:
             raise _s3_error(verb, f"s3://{self.bucket}/{self._key(name)}", error) from error
-        except ValueError as error:  # a date or a number among the headers in which the answer was cut
+        except (KeyError, ValueError) as error:  # a field that all answers have, or a part of a date or a number in one
             raise self._cut(name) from error
 
     def read(self, name: str) -> bytes:
@@ -295,6 +295,8 @@ class S3Folder:
             self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
         )
         while page := self._call("list", prefix, lambda: next(pages, None)):
+            if "IsTruncated" not in page:  # cut inside its headers, it would look like the page of an empty folder
+                raise self._cut(prefix)
             for item in page.get("Contents", ()):
                 yield item["Key"][skip:], item
 

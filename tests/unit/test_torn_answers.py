@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -11,24 +12,33 @@ import pytest
 from ip2p.errors import StorageError
 from ip2p.storage import Folder, open_folder
 
-BODY = b"a record that must be whole\n"
-ANSWER = (
-    b"HTTP/1.1 200 OK\r\nLast-Modified: Sat, 28 Nov 2026 20:08:00 GMT\r\nContent-Type: text/plain\r\n"
-    b'Content-Length: %d\r\nETag: "0123456789abcdef"\r\nConnection: close\r\n\r\n' % len(BODY)
-) + BODY
+HEAD = (
+    b"HTTP/1.1 200 OK\r\nLast-Modified: Sat, 28 Nov 2026 20:08:00 GMT\r\nContent-Type: application/xml\r\n"
+    b'Content-Length: %d\r\nETag: "0123456789abcdef"\r\nConnection: close\r\n\r\n'
+)
+RECORD = b"a record that must be whole\n"
+LISTING = (
+    b"<ListBucketResult><Name>bucket</Name><Prefix>records/</Prefix><IsTruncated>false</IsTruncated><Contents><Key>"
+    b"records/part.jsonl</Key><ETag>0123</ETag><Size>28</Size></Contents></ListBucketResult>"
+)
 
 
 class Store(socketserver.ThreadingTCPServer):
-    """Gives the first ``length`` bytes of ANSWER to whatever it is asked."""
+    """Gives the first ``length`` bytes of ``answer`` to whatever it is asked."""
 
     daemon_threads = True
+    answer = b""
     length = 0
+
+    def gives(self, body: bytes) -> None:
+        self.answer = HEAD % len(body) + body
+        self.length = len(self.answer)
 
     class RequestHandlerClass(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             while self.rfile.readline() != b"\r\n":
                 pass
-            self.wfile.write(ANSWER[: self.server.length])
+            self.wfile.write(self.server.answer[: self.server.length])
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), self.RequestHandlerClass)
@@ -52,20 +62,42 @@ def folder(store: Store, monkeypatch: pytest.MonkeyPatch) -> Folder:
     return open_folder("s3://bucket/records")
 
 
-def test_a_whole_answer_is_read(store, folder):
-    store.length = len(ANSWER)
-    assert folder.read("part.jsonl") == BODY
+def test_whole_answers_are_read(store, folder):
+    store.gives(RECORD)
+    assert folder.read("part.jsonl") == RECORD
+    store.gives(LISTING)
+    assert folder.list() == ["part.jsonl"]
 
 
-@pytest.mark.parametrize("ask", ["read", "exists", "write", "write_if", "delete"])
+def test_an_upload_in_parts_whose_number_was_cut_off_is_known_as_cut(store, folder):
+    store.gives(RECORD)
+    store.length = store.answer.index(b"Content-Length")
+    with pytest.raises(StorageError, match="the answer was cut short") as caught:
+        folder.write_from("part.bin", io.BytesIO(bytes(9 * 2**20)))
+    assert caught.value.kind == "away"
+
+
+# What may be told of an answer that was cut. To those that write, its first line says that they have.
+TRUE = {
+    "read": (),
+    "list": (),
+    "exists": (True,),
+    "write": (None,),
+    "delete": (None,),
+    "write_if": ("0123456789abcdef",),
+}
+
+
+@pytest.mark.parametrize("ask", TRUE)
 def test_an_answer_cut_anywhere_is_known_as_such(store, folder, ask):
-    given = (b"data",) if ask.startswith("write") else ()
+    store.gives(LISTING if ask == "list" else RECORD)
+    given = {"list": ()}.get(ask, ("part.jsonl",)) + ((b"data",) if ask.startswith("write") else ())
     found = {}
-    for store.length in range(len(ANSWER)):
+    whole = store.length
+    for store.length in range(whole):
         try:
-            answer = getattr(folder, ask)("part.jsonl", *given)
-            # To others than "read", the status line says all; what they are told must be true.
-            if ask == "read" or answer not in (None, True, "0123456789abcdef"):
+            answer = getattr(folder, ask)(*given)
+            if answer not in TRUE[ask]:
                 found[store.length] = repr(answer)
         except StorageError as error:
             if error.kind != "away":
