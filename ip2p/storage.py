@@ -316,6 +316,8 @@ class S3Folder:
             return self.client.get_object(Bucket=self.bucket, Key=self._key(name))
 
         answer = self._call("read", name, get)
+        if "ContentLength" not in answer:
+            raise self._cut(name)
         begin = start if "ContentRange" in answer else 0
         with contextlib.closing(answer["Body"]) as body:
             yield body, begin, begin + answer["ContentLength"], self._version(name, answer)

@@ -110,7 +110,8 @@ def raylets(cluster: Cluster) -> list[psutil.Process]:
     found = []
     for process in processes.strays(cluster.folder):
         with contextlib.suppress(psutil.NoSuchProcess):  # a job's shell sleeps by a process a second
-            found += [process] if process.name() == "raylet" else []
+            if process.name() == "raylet":
+                found.append(process)
     return found
 
 

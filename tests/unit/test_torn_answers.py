@@ -77,6 +77,14 @@ def test_an_upload_in_parts_whose_number_was_cut_off_is_known_as_cut(store, fold
     assert caught.value.kind == "away"
 
 
+@pytest.mark.parametrize("header", [b"Content-Length", b"ETag"])
+def test_a_stream_that_does_not_say_how_long_or_of_what_it_is_is_known_as_cut(store, folder, header):
+    store.gives(RECORD)
+    store.length = store.answer.index(header)
+    with pytest.raises(StorageError, match="the answer was cut short"), folder.opened("part.bin", 0, ""):
+        pass
+
+
 # What may be told of an answer that was cut. To those that write, its first line says that they have.
 TRUE = {
     "read": (),
