@@ -20,6 +20,7 @@ COMMANDS = {
     "import": ("ip2p.dataset.import_command", "read the original's tree or Hugging Face columns as a run"),
     "invert": ("ip2p.dataset.invert_command", "turn the pairs of a run around: each add gives a remove"),
     "repeat": ("ip2p.dataset.repeat_command", "ask the edits of a run again: nothing is left to change"),
+    "recolour": ("ip2p.dataset.recolour_command", "pairs of a run in other colours, for edits that speak of shapes"),
     "batch-edit": ("ip2p.batch.status_command", "say how far a batch of edits is"),
     "serve": ("serve.command", "serve edits over HTTP, with a page"),
     "doctor": ("ip2p.doctor.command", "look for what would go wrong, and say what to do about it"),
