@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from ip2p.cli import main
+from ip2p.dataset.imported import ImportedPair, ImportedPrompt, write_imported_run
 from ip2p.dataset.recolouring import ORDERS, recolour_run
 from ip2p.dataset.run_folder import iterate_pairs, verify
 from ip2p.errors import DatasetError, InputError
 from ip2p.images import decode_image
+from ip2p.schema import Triplet
 from ip2p.storage import open_folder
 
 PICTURES = ("original_image", "edited_image")
@@ -60,6 +62,20 @@ def test_words_that_may_have_become_untrue_are_gone(run, tmp_path):
         assert pair["split"] == "train"
         assert math.isnan(pair["sim_direction"])
         assert not math.isnan(pair["guidance_scale"])
+
+
+def test_what_is_held_out_is_left_alone(run, tmp_path):
+    pair = next(iterate_pairs(run))
+    size = (pair["width"], pair["height"])
+    pictures = (ImportedPair(seed, *(pair[name]["bytes"] for name in PICTURES), size) for seed in range(3))
+    prompts = [
+        ImportedPrompt(split, Triplet("a boat", "make it night", "a boat at night"), (picture,), split=split)
+        for split, picture in zip(("val", "train", "test"), pictures, strict=True)
+    ]
+    folders = [open_folder(str(tmp_path / name)) for name in ("mixed", "recoloured")]
+    write_imported_run(prompts, folders[0], {"format": "test", "source": "here"})
+    recolour_run(*folders, re.compile("night"))
+    assert [(one["seed"], one["split"]) for one in iterate_pairs(folders[1])] == [(1, "train")]
 
 
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
