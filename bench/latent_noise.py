@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,14 +27,14 @@ from ip2p.editing.denoiser import GuidedDenoiser
 from ip2p.editing.editor import image_latents
 from ip2p.editing.guidance import needed_rows, row_images, row_states
 from ip2p.evaluation.edit_success import held_out_examples, read_pictures
-from ip2p.evaluation.exact_edits import asked_changes, judge_edit
+from ip2p.evaluation.exact_edits import asked_changes, attribute_accuracy, judge_edit
 from ip2p.models.coding import latents_of, pictures_of, scaled, text_states
 from ip2p.models.components import embedded_folder, load_edit_model
 from ip2p.pairs.sampling import PairNoise, euler_ancestral
 from ip2p.pairs.sigmas import sigma_table
 from ip2p.postcards.family.drawings import SIZE
 from ip2p.postcards.grammar import TASKS, EditExample
-from ip2p.postcards.reader import CLASSES, Reading, load_reader
+from ip2p.postcards.reader import Reading, load_reader
 from ip2p.postcards.renderer import render
 from ip2p.seeds import derive_seed
 
@@ -43,33 +44,33 @@ CALL = 60
 
 def shares(examples: list[EditExample], before: list[Reading], after: list[Reading]) -> dict[str, float]:
     """Percent exact, and percent whose attributes are those of the drawn truth."""
-    count = len(examples)
     changes = [asked_changes(example.scene, example.edited_scene) for example in examples]
-    exact = sum(judge_edit(*one).exact for one in zip(before, after, changes, strict=True))
-    right = {
-        name: sum(getattr(r, name) == getattr(e.edited_scene, name) for r, e in zip(after, examples, strict=True))
-        for name in CLASSES
-    }
-    return {name: round(100 * number / count, 1) for name, number in {"exact": exact, **right}.items()}
+    exact = sum(judge_edit(*one).exact for one in zip(before, after, changes, strict=True)) / len(examples)
+    right = attribute_accuracy(after, [example.edited_scene for example in examples])
+    return {name: round(100 * share, 1) for name, share in {"exact": exact, **right}.items()}
 
 
 def decoded(vae: typing.Any, latents: torch.Tensor) -> list[typing.Any]:
     return [picture for part in latents.split(CALL) for picture in pictures_of(vae, part)]
 
 
-def begun_late(model: typing.Any, examples: list[EditExample], truth: torch.Tensor, first: int) -> torch.Tensor:
-    """Latents of the edits whose steps before ``first`` of 20 are not taken; from 0 on they begin with noise alone."""
+def late_edits(
+    model: typing.Any, examples: list[EditExample], pictures: list[typing.Any], truth: torch.Tensor
+) -> Callable[[int], torch.Tensor]:
+    """The edits' latents by ``first``, of 20 steps the first that is taken; from 0 on they begin with noise alone."""
     count, config = len(examples), model.scheduler_config
-    images = image_latents(model, [render(example.scene, SIZE) for example in examples])
     states, nulls = (text_states(model, texts) for texts in ([e.instruction for e in examples], [""] * count))
     rows = needed_rows([model.guidance_scale] * count, [model.image_guidance_scale] * count)
-    denoise = GuidedDenoiser(
-        model.unet, rows, row_states(rows, states, nulls), row_images(rows, images), config, 20, first=first
-    )
-    sigmas = sigma_table(config, 20).tolist()[first:]
-    noise = PairNoise([derive_seed("exam", 0, i) for i in range(count)], tuple(truth.shape[1:]))
-    start = (truth if first else torch.zeros_like(truth)) + noise()[:, 0] * sigmas[0]
-    return euler_ancestral(denoise, start, sigmas, lambda: noise()[:, 0])
+    given = rows, row_states(rows, states, nulls), row_images(rows, image_latents(model, pictures))
+    seeds = [derive_seed("exam", 0, i) for i in range(count)]
+
+    def begun_at(first: int) -> torch.Tensor:
+        denoise = GuidedDenoiser(model.unet, *given, config, 20, first=first)
+        noise = PairNoise(seeds, tuple(truth.shape[1:]))
+        start = (truth if first else torch.zeros_like(truth)) + noise()[:, 0] * denoise.sigmas[0]
+        return euler_ancestral(denoise, start, denoise.sigmas, lambda: noise()[:, 0])
+
+    return begun_at
 
 
 @torch.inference_mode()
@@ -89,7 +90,8 @@ def main() -> int:
             parser.error("--begin needs the family's own autoencoder: its UNet knows no other latents")
         model.vae.load_state_dict(torch.load(args.checkpoint, map_location="cpu", weights_only=True)["average"])
     examples = [one for one in held_out_examples(args.count, OTHER_EXAM) if args.task in (None, one.task)]
-    before = read_pictures(reader, [render(example.scene, SIZE) for example in examples])
+    pictures = [render(example.scene, SIZE) for example in examples]
+    before = read_pictures(reader, pictures)
     drawn = [render(example.edited_scene, SIZE) for example in examples]
     truth = torch.cat(
         [scaled(model.vae, latents_of(model.vae, drawn[i : i + CALL])) for i in range(0, len(drawn), CALL)]
@@ -98,10 +100,15 @@ def main() -> int:
         drift = noise * truth.std() * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
         after = read_pictures(reader, decoded(model.vae, truth + drift))
         print(json.dumps({"noise": noise, **shares(examples, before, after)}), flush=True)
+    if args.begin:
+        begun_at, sigmas = (
+            late_edits(model, examples, pictures, truth),
+            sigma_table(model.scheduler_config, 20).tolist(),
+        )
     for first in args.begin:
-        after = read_pictures(reader, decoded(model.vae, begun_late(model, examples, truth, first)))
-        sigma = round(sigma_table(model.scheduler_config, 20).tolist()[first], 2)
-        print(json.dumps({"begin": first, "sigma": sigma, **shares(examples, before, after)}), flush=True)
+        after = read_pictures(reader, decoded(model.vae, begun_at(first)))
+        numbers = {"begin": first, "sigma": round(sigmas[first], 2), **shares(examples, before, after)}
+        print(json.dumps(numbers), flush=True)
     return 0
 
 

@@ -23,6 +23,9 @@ from ip2p.schema import Candidate, LedgerRow, Triplet
 from ip2p.seeds import stable_id
 from ip2p.storage import Folder
 
+SAMPLED = ("p2p_threshold", "guidance_scale")
+NUMBERS = (*SAMPLED, *SIMILARITIES)
+"""What may be known of how a pair was made, and of how alike its pictures and texts are."""
 TRIPLET_TEXTS = ("caption", "instruction", "edited_caption")
 PROMPTS_PER_SHARD = 64  # with at most four pairs a prompt, about 60 MB of 512-pixel JPEG in memory
 
@@ -35,7 +38,7 @@ class ImportedPair:
     original: bytes
     edited: bytes
     size: tuple[int, int]  # width, height
-    numbers: dict[str, float] = field(default_factory=dict)  # p2p_threshold, guidance_scale, sim_*; unknown: absent
+    numbers: dict[str, float] = field(default_factory=dict)  # of NUMBERS; unknown: absent
 
 
 @dataclass(frozen=True)
@@ -145,4 +148,4 @@ def _pair_rows(index: int, prompt: ImportedPrompt) -> list[Record]:
 
 
 def _numbers(pair: ImportedPair) -> dict[str, float]:
-    return {name: pair.numbers.get(name, math.nan) for name in ("p2p_threshold", "guidance_scale", *SIMILARITIES)}
+    return {name: pair.numbers.get(name, math.nan) for name in NUMBERS}

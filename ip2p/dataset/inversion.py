@@ -9,14 +9,12 @@ from __future__ import annotations
 import typing
 from collections.abc import Iterator, Mapping
 
-from ip2p.dataset.imported import ImportedPair, ImportedPrompt, ImportReport, write_imported_run
+from ip2p.dataset.imported import NUMBERS, ImportedPair, ImportedPrompt, ImportReport, write_imported_run
 from ip2p.dataset.run_folder import Record, by_prompt, iterate_pair_shards
-from ip2p.dataset.tables import SIMILARITIES
 from ip2p.schema import Triplet
 from ip2p.storage import Folder
 from ip2p.triplets.captions import CaptionRow
 
-KNOWN = ("p2p_threshold", "guidance_scale", *SIMILARITIES)
 CHANGED_PLACES = {"sim_original": "sim_edited", "sim_edited": "sim_original"}
 
 
@@ -53,6 +51,6 @@ def _inverted(run: Folder, words: Mapping[tuple[str, str], str]) -> Iterator[Imp
 
 
 def _turned(pair: Record) -> ImportedPair:
-    numbers = {name: pair[CHANGED_PLACES.get(name, name)] for name in KNOWN}
+    numbers = {name: pair[CHANGED_PLACES.get(name, name)] for name in NUMBERS}
     original, edited = (pair[name]["bytes"] for name in ("edited_image", "original_image"))
     return ImportedPair(pair["seed"], original, edited, (pair["width"], pair["height"]), numbers)

@@ -10,8 +10,8 @@ HELP = """Pairs of a run in other colours: red, green and blue change places in 
   ip2p recolour --input out/run --only '^replace' --output out/run-recoloured
   python jobs/train.py --pairs out/run out/run-recoloured --output out/edit
 
-An edit that speaks of shapes is as right in other colours; an editor learns from such pairs to take colours from the
-picture that it is shown. Choose instructions that stay true (--only): neither "make it night" nor "add a rainbow".
+An edit that speaks of shapes is as right in other colours; such pairs are meant to teach an editor to take colours from
+the picture that it is shown. Choose instructions that stay true (--only): neither "make it night" nor "add a rainbow".
 """
 
 

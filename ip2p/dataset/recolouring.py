@@ -1,8 +1,8 @@
 """Pairs in other colours: both pictures with their colour channels changed about, the instruction as it was.
 
 Where an edit speaks of shapes ("replace the house with a boat"), it is as right in colours that no such picture has.
-An editor learns from such pairs to take the colours of the edited image from the original, and not from what it has
-seen of such things. The paper has no counterpart. Which instructions stay true is for the caller to say: "make it
+Such pairs are meant to teach an editor to take the colours of the edited image from the original, and not from what it
+has seen of such things. The paper has no counterpart. Which instructions stay true is for the caller to say: "make it
 night", or "add a rainbow", do not.
 """
 
@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ip2p.dataset.imported import ImportedPair, ImportedPrompt, ImportReport, write_imported_run
-from ip2p.dataset.inversion import KNOWN
+from ip2p.dataset.imported import SAMPLED, ImportedPair, ImportedPrompt, ImportReport, write_imported_run
 from ip2p.dataset.run_folder import Record, by_prompt, iterate_pair_shards
 from ip2p.images import decode_image, encode_image
 from ip2p.schema import Triplet
@@ -65,8 +64,8 @@ def _orders(pair: Record, times: int) -> list[tuple[int, ...]]:
 
 def _in_order(pair: Record, order: tuple[int, ...]) -> ImportedPair:
     original, edited = (
-        encode_image(np.ascontiguousarray(decode_image(pair[name]["bytes"])[:, :, list(order)]))
+        encode_image(decode_image(pair[name]["bytes"])[:, :, list(order)])
         for name in ("original_image", "edited_image")
     )
-    how = {name: pair[name] for name in KNOWN if not name.startswith("sim_")}
+    how = {name: pair[name] for name in SAMPLED}
     return ImportedPair(pair["seed"], original, edited, (pair["width"], pair["height"]), how)
