@@ -37,12 +37,17 @@ def held_out_examples(count: int, exam: int = EXAM) -> list[EditExample]:
 
     The first examples of a larger exam are those of a smaller one.
     """
+    return examples_of(count, exam, held_out=True)
+
+
+def examples_of(count: int, exam: int, held_out: bool) -> list[EditExample]:
+    """The same of scenes that are ``held_out``, or of those whose combinations were seen in training."""
     found: list[EditExample] = []
     index = 0
     while len(found) < count:
         task = TASKS[len(found) % len(TASKS)]
         rng = np.random.default_rng(derive_seed("exam", exam, index))
-        example = sample_example(scene_of(exam, index, held_out=True), rng, task)
+        example = sample_example(scene_of(exam, index, held_out), rng, task)
         index += 1
         # A picture without extras has none to remove.
         if example.task == task:

@@ -14,6 +14,7 @@ from ip2p.evaluation.edit_success import (
     by_instruction,
     draw_success,
     drawn_truth,
+    examples_of,
     held_out_examples,
     measure_edits,
     no_edit,
@@ -68,6 +69,14 @@ def test_exam_is_fixed_takes_the_tasks_in_turn_and_shows_only_held_out_combinati
     assert held_out_examples(5) == examples[:5]
     assert held_out_examples(3, exam=1) != examples[:3]
     assert len({example.scene for example in examples}) == COUNT
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_examples_are_of_combinations_held_out_or_seen_as_asked(held_out: bool) -> None:
+    found = examples_of(2 * len(TASKS), 5, held_out)
+    assert {example.task for example in found} == set(TASKS)
+    scenes = [example.scene for example in found]
+    assert {is_held_out(scene.object, scene.colour, scene.style) for scene in scenes} == {held_out}
 
 
 def test_truth_is_exact_and_undamaged_and_no_edit_is_not_exact(examples, perfect_reader):
