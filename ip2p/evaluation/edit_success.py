@@ -132,12 +132,15 @@ def summarise(records: Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]
     """Success with its 95 % band, overall and by task, its parts, and mean errors of the pixels.
 
     ``background_error`` is a mean over background pixels, not over pictures: a picture whose edit leaves three pixels
-    alone says little of damage.
+    alone says little of damage. Within a task ``by_value`` says how many edits asked for each value, and which share of
+    them succeeded: a task can look middling because one of its values is never learned. Two edits at once count twice.
     """
     return {
         **_summary(records),
         "by_task": {
-            task: _summary(mine) for task in TASKS if (mine := [record for record in records if record["task"] == task])
+            task: {**_summary(mine), "by_value": _by_value(mine)}
+            for task in TASKS
+            if (mine := [record for record in records if record["task"] == task])
         },
     }
 
@@ -169,11 +172,20 @@ def _verdict(example: EditExample, before: Reading, after: Reading) -> dict[str,
     verdict = judge_edit(before, after, asked_changes(example.scene, example.edited_scene))
     return {
         "task": example.task,
+        "values": [edit.value for edit in example.edits],
         "instruction": example.instruction,
         "edited_caption": example.edited_caption,
         "exact": verdict.exact,
         **{part: getattr(verdict, part) for part in PARTS},
     }
+
+
+def _by_value(records: Sequence[dict[str, typing.Any]]) -> dict[str, dict[str, float]]:
+    found: dict[str, list[bool]] = {}
+    for record in records:
+        for value in record["values"]:
+            found.setdefault(value, []).append(record["exact"])
+    return {value: {"count": len(exact), "success": sum(exact) / len(exact)} for value, exact in sorted(found.items())}
 
 
 def _summary(records: Sequence[dict[str, typing.Any]]) -> dict[str, typing.Any]:

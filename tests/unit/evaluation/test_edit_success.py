@@ -100,6 +100,7 @@ def test_each_record_belongs_to_its_example_whatever_the_call(examples, perfect_
     records = measure_edits(edit, examples, perfect_reader, examples_per_call=7, progress=seen.append)
     assert seen == [7, 7, 7, 7, 4, 4]
     assert [record["exact"] for record in records] == [example.task in ("sky", "add") for example in examples]
+    assert [record["values"] for record in records] == [[edit.value for edit in one.edits] for one in examples]
     assert [record["instruction"] for record in records] == [example.instruction for example in examples]
     assert len({record["seed"] for record in records}) == COUNT
     assert records == measure_edits(edit, examples, perfect_reader)
@@ -141,10 +142,10 @@ def test_picture_that_is_asked_to_change_everywhere_has_no_background():
     assert errors["background_share"] == 0.0
 
 
-def record(task: str, exact: bool, error: float | None = 0.0, share: float = 1.0) -> dict:
+def record(task: str, exact: bool, error: float | None = 0.0, share: float = 1.0, values: tuple[str, ...] = ()) -> dict:
     parts = dict.fromkeys(("changed_as_asked", "nothing_else", "same_layout"), exact)
-    return {"task": task, "exact": exact, **parts, "background_error": error, "background_share": share,
-            "truth_error": 0.5}  # fmt: skip
+    return {"task": task, "values": list(values), "exact": exact, **parts, "background_error": error,
+            "background_share": share, "truth_error": 0.5}  # fmt: skip
 
 
 def test_summary_counts_by_task_and_weighs_damage_by_pixels():
@@ -156,6 +157,16 @@ def test_summary_counts_by_task_and_weighs_damage_by_pixels():
     assert found["background_error"] == pytest.approx((0.1 * 0.2 + 0.4 * 0.1) / 0.3)
     assert found["by_task"]["add"]["background_error"] is None
     assert found["truth_error"] == 0.5
+
+
+def test_summary_tells_the_values_of_a_task_apart():
+    records = [
+        record("add", True, values=("moon",)), record("add", False, values=("snowfall",)),
+        record("add", True, values=("moon",)), record("two", False, values=("moon", "night")),
+    ]  # fmt: skip
+    found = summarise(records)["by_task"]
+    assert found["add"]["by_value"] == {"moon": {"count": 2, "success": 1.0}, "snowfall": {"count": 1, "success": 0.0}}
+    assert found["two"]["by_value"] == {"moon": {"count": 1, "success": 0.0}, "night": {"count": 1, "success": 0.0}}
 
 
 def test_a_figure_is_written(tmp_path: Path):
