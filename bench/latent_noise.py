@@ -26,7 +26,7 @@ import torch
 from ip2p.editing.denoiser import GuidedDenoiser
 from ip2p.editing.editor import image_latents
 from ip2p.editing.guidance import needed_rows, row_images, row_states
-from ip2p.evaluation.edit_success import held_out_examples, read_pictures
+from ip2p.evaluation.edit_success import OTHER_EXAM, held_out_examples, read_pictures
 from ip2p.evaluation.exact_edits import asked_changes, attribute_accuracy, judge_edit
 from ip2p.models.coding import latents_of, pictures_of, scaled, text_states
 from ip2p.models.components import embedded_folder, load_edit_model
@@ -38,7 +38,6 @@ from ip2p.postcards.reader import Reading, load_reader
 from ip2p.postcards.renderer import render
 from ip2p.seeds import derive_seed
 
-OTHER_EXAM = 77
 CALL = 60
 
 

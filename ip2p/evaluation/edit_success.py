@@ -26,6 +26,8 @@ from ip2p.storage import LocalFolder
 
 EXAM = 2024
 """The set of drawings that the exam is taken from; no training set has its number."""
+OTHER_EXAM = 77
+"""Another such set, to look into failures and to choose by, so that ``EXAM`` is not chosen by."""
 PARTS = ("changed_as_asked", "nothing_else", "same_layout")
 
 EditExamples = Callable[[Sequence[np.ndarray], Sequence[EditExample], Sequence[int]], Sequence[np.ndarray]]
