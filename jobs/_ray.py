@@ -7,6 +7,7 @@ never touches, so a shard's prompts stay together, which is what makes results i
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import logging
 import os
@@ -26,6 +27,7 @@ from ip2p.dataset.shards import Shard, ShardStats, commit_shard
 from ip2p.errors import DeviceError, InputError, Ip2pError, JobError
 from ip2p.storage import open_folder
 from ip2p.triplets.captions import as_batch
+from jobs._stdout import keep_stdout
 
 ROOT = Path(__file__).resolve().parent.parent
 Row = dict[str, typing.Any]
@@ -198,14 +200,23 @@ def connect() -> None:
 
     if ray.is_initialized():
         return
+    keep_stdout()
     quiet: dict[str, typing.Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not private:
         _join(quiet)
+        atexit.register(_leave)
         return
     folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
-    atexit.register(ray.shutdown)  # registered last, so it runs before the folder goes
+    atexit.register(_leave)  # registered last, so it runs before the folder goes
+
+
+def _leave() -> None:
+    import ray
+
+    with contextlib.redirect_stdout(sys.stderr):  # Ray now prints what it held back as a repetition
+        ray.shutdown()
 
 
 def _join(quiet: dict[str, typing.Any]) -> None:
