@@ -162,6 +162,7 @@ def _train(work: Work, board: typing.Any) -> None:
     from ray.train.torch import get_device
 
     from ip2p.training.averaging import mean_over_workers
+    from ip2p.training.lanes import lanes_for
     from ip2p.training.loop import train
     from ip2p.training.loss import noise_schedule
     from ip2p.training.sharding import check_shards
@@ -177,6 +178,9 @@ def _train(work: Work, board: typing.Any) -> None:
     base, state = begin(work, device, told, work.shard)
     check_same_step(state.step, world)
     schedule = noise_schedule(base.scheduler_config, base.vae.config, base.image_latent_scaled).to(device)
+    # A UNet in parts is run by all workers at the same time, so each of them runs it once at a time.
+    side_by_side = device.type == "cpu" and not work.shard
+    lanes = lanes_for(state.parameters.values(), work.threads) if side_by_side else 1
     # A UNet in parts only runs where all workers run it.
     look = look_at_held_out(work, base, state, schedule, rank) if rank == 0 or work.shard else None
     metrics = MetricsFile(open_folder(work.output), state.step) if rank == 0 else None
@@ -194,7 +198,7 @@ def _train(work: Work, board: typing.Any) -> None:
     train(
         state, source_of(work, base, device, "train"), schedule, checkpoints=open_folder(f"{work.output}/checkpoints"),
         about=work.about, report=report, report_every=work.report_every, report_also_every=work.look_every,
-        average=mean_over_workers if world > 1 and not work.shard else None, rank=rank, world=world,
+        average=mean_over_workers if world > 1 and not work.shard else None, rank=rank, world=world, lanes=lanes,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ knows no launcher and no tracker: a job passes ``average``, ``report`` and the f
 from __future__ import annotations
 
 import collections
+import functools
+import math
 import time
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ from ip2p.training.checkpoints import save_checkpoint
 from ip2p.training.conditioning_dropout import drop_conditions
 from ip2p.training.draws import Draws, draw
 from ip2p.training.held_out import BANDS, band_of
+from ip2p.training.lanes import Lanes
 from ip2p.training.learning_rate import learning_rate_at
 from ip2p.training.loss import NoiseSchedule, autocast, image_latents, sample_losses, target_latents
 from ip2p.training.order import Order
@@ -56,14 +59,17 @@ class StepResult:
 
 
 def micro_batches(
-    source: PairSource, order: Order, recipe: TrainingRecipe, step: int, rank: int = 0, world: int = 1
+    source: PairSource, order: Order, recipe: TrainingRecipe, step: int, rank: int = 0, world: int = 1, lanes: int = 1
 ) -> list[MicroBatch]:
-    """Worker ``rank``'s share of global batch ``step``, in pieces of ``recipe.micro_batch``."""
+    """Worker ``rank``'s share of global batch ``step``, in pieces of at most ``recipe.micro_batch``, enough for all
+    ``lanes``.
+    """
     places, indices = order.rows_of(step, rank, world)
     device = source.null_state.device
+    size = max(1, min(recipe.micro_batch, math.ceil(len(places) / lanes)))
     batches = []
-    for first in range(0, len(places), recipe.micro_batch):
-        chunk = slice(first, first + recipe.micro_batch)
+    for first in range(0, len(places), size):
+        chunk = slice(first, first + size)
         draws = draw(recipe.seed, step, places[chunk], source.latent_shape, recipe.flip)
         columns = source.rows(indices[chunk], draws.flips.numpy())
         batches.append(MicroBatch(columns, draws.to(device), source.null_state))
@@ -72,23 +78,24 @@ def micro_batches(
 
 def train_step(
     state: TrainingState,
-    batches: Iterable[MicroBatch],
+    batches: Sequence[MicroBatch],
     schedule: NoiseSchedule,
     average: Average | None = None,
     world: int = 1,
+    lanes: Lanes | None = None,
 ) -> StepResult:
     """One optimizer step on one worker's ``batches``; weights, average and ``state.step`` move together."""
     for group in state.optimizer.param_groups:
         group["lr"] = learning_rate_at(state.step, state.recipe)
     state.optimizer.zero_grad(set_to_none=True)
-    losses, timesteps = [], []
-    for batch in batches:
-        loss = batch_losses(state, batch, schedule)
-        # Divided by the global batch, not by this worker's: shares of unequal size then still add up to its mean.
-        (loss.sum() * (world / state.recipe.global_batch)).backward()
-        losses.append(loss.detach())
-        timesteps.append(batch.draws.timesteps)
-    gradients = [p.grad for p in state.parameters.values() if p.grad is not None]
+    parameters = list(state.parameters.values())
+    # Divided by the global batch, not by this worker's: shares of unequal size then still add up to its mean.
+    share = world / state.recipe.global_batch
+    losses = (lanes or Lanes()).backward(
+        (functools.partial(batch_losses, state, batch, schedule) for batch in batches), share, parameters
+    )
+    timesteps = [batch.draws.timesteps for batch in batches]
+    gradients = [p.grad for p in parameters if p.grad is not None]
     if average is not None:
         average(gradients)
     norm = clip(gradients, state.recipe.max_grad_norm)
@@ -134,14 +141,15 @@ def train(
     average: Average | None = None,
     rank: int = 0,
     world: int = 1,
+    lanes: int = 1,
     until: int | None = None,
 ) -> None:
     """Train from ``state.step`` to ``until`` (default: the recipe's last step).
 
     ``report`` gets a dict every ``report_every`` steps (and every ``report_also_every``, unless that is 0) and before
-    each checkpoint; worker 0 saves. ``source`` is read in a thread of its own, one step ahead. Raises InputError for a
-    state that is past the recipe's last step, TrainingError where loss or gradients are not finite, before anything of
-    that is saved.
+    each checkpoint; worker 0 saves. ``source`` is read in a thread of its own, one step ahead; on a CPU, ``lanes``
+    micro-batches go through the UNet side by side. Raises InputError for a state that is past the recipe's last step,
+    TrainingError where loss or gradients are not finite, before anything of that is saved.
     """
     recipe = state.recipe
     if state.step > recipe.steps:
@@ -153,15 +161,17 @@ def train(
     order = Order(len(source), recipe.global_batch, recipe.seed)
     meter = Meter(state.step, recipe)
     steps = range(state.step, last)
-    for batches in ahead(lambda step: micro_batches(source, order, recipe, step, rank, world), steps):
-        meter.add(train_step(state, batches, schedule, average, world))
-        saving = state.step % recipe.checkpoint_every == 0 or state.step == last
-        if saving or any(every and state.step % every == 0 for every in (report_every, report_also_every)):
-            report(meter.read(state.step))
-        if saving and checkpoints is not None:
-            checkpoint = as_checkpoint(state, about or {})
-            if rank == 0:
-                save_checkpoint(checkpoints, checkpoint, recipe.keep_checkpoints)
+    make = functools.partial(micro_batches, source, order, recipe, rank=rank, world=world, lanes=lanes)
+    with Lanes(lanes) as side_by_side:
+        for batches in ahead(make, steps):
+            meter.add(train_step(state, batches, schedule, average, world, side_by_side))
+            saving = state.step % recipe.checkpoint_every == 0 or state.step == last
+            if saving or any(every and state.step % every == 0 for every in (report_every, report_also_every)):
+                report(meter.read(state.step))
+            if saving and checkpoints is not None:
+                checkpoint = as_checkpoint(state, about or {})
+                if rank == 0:
+                    save_checkpoint(checkpoints, checkpoint, recipe.keep_checkpoints)
 
 
 def ahead(make: Callable[[int], T], steps: Iterable[int]) -> Iterator[T]:
