@@ -128,7 +128,7 @@ def share(found: Sequence[dict], name: str = "exact") -> float | None:
 
 
 def summarise(found: list[dict], kept: list[dict]) -> dict:
-    """Shares of exact pairs before and after the filter, by task and by p."""
+    """Shares of exact pairs before and after the filter, by task and by p, and of what each of its rules rejects."""
     passed = sum(record["reason"] in ("kept", "over_max_kept") for record in found)
     groups = {f"{low}-{high}": (low, high) for low, high in itertools.pairwise(P_BINS)}
     return {
@@ -138,6 +138,11 @@ def summarise(found: list[dict], kept: list[dict]) -> dict:
         "parts_kept": {n: share(kept, n) for n in ("changed_as_asked", "nothing_else", "same_layout")},
         "by_task": {
             task: [share([r for r in f if r["task"] == task]) for f in (found, kept)] for task in TASKS
+        },
+        "by_reason": {
+            reason: [len(of), share(of)]
+            for reason in sorted({r["reason"] for r in found})
+            for of in [[r for r in found if r["reason"] == reason]]
         },
         "by_p": {
             name: [share([r for r in f if low <= r["p"] < high]) for f in (found, kept)]

@@ -481,6 +481,11 @@ def cpu_share(cores: Sequence[float], workers: int) -> float:
     return max(0.5, max(fitting, default=0.5))
 
 
+def threads_of(team: Team) -> int:
+    """Of a CPU worker: all cores that its share is cut from, the half that is left to others included."""
+    return max(1, int(team.cpus + 0.5))
+
+
 def describe_share(team: Team) -> str:
     return f"{team.gpus:g} GPU" if team.gpus else f"{team.cpus:g} CPU"
 

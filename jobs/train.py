@@ -90,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
         return finish(args, work, folder, done["seconds"])
     from ip2p.training.sharding import check_shards
     from jobs._ray import connect
-    from jobs._ray_train import describe, team_of
+    from jobs._ray_train import describe, team_of, threads_of
 
     connect()
     team = team_of(args.workers, args.gpus_per_worker)
     if work.shard:
         check_shards(recipe.global_batch, team.workers)
-    work = dataclasses.replace(work, threads=args.threads or max(1, int(team.cpus)))
+    work = dataclasses.replace(work, threads=args.threads or threads_of(team))
     with Progress(recipe.steps, "steps", 0, args.quiet, args.json) as progress:
         progress.say(f"train {_pairs(work, 'train')} pairs, look at {_pairs(work, 'val')}; {describe(team)}")
         if work.cache:

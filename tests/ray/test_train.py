@@ -49,7 +49,7 @@ def start(inputs, output: Path, *more: str) -> subprocess.Popen:
     base, pairs = inputs
     sets = [part for setting in [*SETTINGS, f"base={base}"] for part in ("--set", setting)]
     command = [sys.executable, str(ROOT / "jobs" / "train.py"), "--pairs", pairs, "--output", str(output), *sets,
-               "--threads", "1", "--json", "--report-every", "10", "--look-every", "150"]  # fmt: skip
+               "--threads", "2", "--json", "--report-every", "10", "--look-every", "150"]  # fmt: skip
     return subprocess.Popen(
         [*command, *more], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -79,12 +79,13 @@ def undisturbed(inputs, tmp_path_factory) -> dict[str, bytes]:
 def plain_training(inputs: tuple[str, str], output: str) -> None:
     """What a worker does, and nothing around it."""
     base, pairs = inputs
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     recipe = load_training_recipe("postcard", [*SETTINGS, f"base={base}"])
     model = load_base(base, "cpu")
     source = PictureRows(list_pairs([pairs]), PairEncoder(model.vae, model.text_encoder, model.tokenizer), 16)
     schedule = noise_schedule(model.scheduler_config, model.vae.config)
-    train(start_training(model.unet, recipe), source, schedule, checkpoints=open_folder(f"{output}/checkpoints"))
+    state = start_training(model.unet, recipe)
+    train(state, source, schedule, checkpoints=open_folder(f"{output}/checkpoints"), lanes=2)
 
 
 def steps_saved(output: Path) -> list[int]:
@@ -119,7 +120,7 @@ def test_killed_worker_and_killed_driver_leave_the_weights_of_an_undisturbed_run
 @pytest.mark.timeout(600)
 def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_average(inputs, undisturbed, tmp_path):
     output = tmp_path / "edit"
-    out, _ = finished(start(inputs, output, "--workers", "2", "--cache-latents"))
+    out, _ = finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents"))
     assert json.loads(out)["step"] == STEPS
     one = torch.cat([t.flatten() for t in _tensors(undisturbed, tmp_path, "ema-000.safetensors")])
     two = torch.cat([t.flatten() for t in load_file(_checkpoint(output) / "ema-000.safetensors").values()])
@@ -129,9 +130,9 @@ def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_avera
     model = load_edit_model(output / "model", device="cpu")
     averages = read_checkpoint(open_folder(f"{output}/checkpoints"), STEPS).tensors["ema"]
     assert all(torch.equal(averages[name], p) for name, p in model.unet.named_parameters())
-    _, again = finished(start(inputs, output, "--workers", "2", "--cache-latents"))
+    _, again = finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents"))
     assert f"already trained to step {STEPS}" in again
-    finished(start(inputs, output, "--workers", "2", "--cache-latents", "--set", "guidance_scale=3"))
+    finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents", "--set", "guidance_scale=3"))
     assert load_edit_model(output / "model", device="cpu").guidance_scale == 3.0
     assert finished_steps(open_folder(f"{output}/checkpoints"))[-1] == STEPS
 
@@ -140,7 +141,7 @@ def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_avera
 @pytest.mark.parametrize("flags", [(), ("--shard",)], ids=["each-has-all", "each-has-a-half"])
 def test_two_workers_on_pictures_differ_from_one_by_roundings_alone(inputs, undisturbed, tmp_path, flags):
     output = tmp_path / "edit"
-    finished(start(inputs, output, "--workers", "2", *flags))
+    finished(start(inputs, output, "--workers", "2", "--threads", "1", *flags))
     one = _tensors(undisturbed, tmp_path, "unet-000.safetensors")
     two = load_file(_checkpoint(output) / "unet-000.safetensors").values()
     assert max((a - b).abs().max().item() for a, b in zip(one, two, strict=True)) < 1e-4

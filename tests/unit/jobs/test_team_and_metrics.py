@@ -12,7 +12,7 @@ from ip2p.errors import InputError
 from ip2p.storage import LocalFolder
 from ip2p.training.recipe import load_training_recipe
 from jobs import _trackers
-from jobs._ray_train import check_same_step, mean_of_shares, team_of
+from jobs._ray_train import Team, check_same_step, mean_of_shares, team_of, threads_of
 
 
 @pytest.fixture
@@ -36,6 +36,11 @@ def test_a_worker_a_gpu_or_one_on_the_cores_that_are_left(cluster):
     cluster(CPU=4)
     assert (team_of(None, None).workers, team_of(None, None).cpus) == ((1, 1), 3.5)
     assert team_of((2, 2), None).cpus == 1.75
+
+
+@pytest.mark.parametrize(("cpus", "threads"), [(0.5, 1), (0.75, 1), (1.17, 1), (1.5, 2), (1.75, 2), (7.75, 8)])
+def test_a_cpu_worker_has_a_thread_for_each_core_that_its_share_is_cut_from(cpus, threads):
+    assert threads_of(Team((1, 1), 0.0, cpus, 8)) == threads
 
 
 def test_a_worker_on_cpus_asks_for_no_more_than_one_node_has(cluster):
