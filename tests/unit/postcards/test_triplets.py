@@ -13,7 +13,7 @@ from ip2p.images import decode_image
 from ip2p.postcards.grammar import TASKS, Edit, apply_edits
 from ip2p.postcards.renderer import render
 from ip2p.postcards.scene import SKIES, is_held_out
-from ip2p.postcards.triplets import QUOTAS, edit_back, postcard_triplets
+from ip2p.postcards.triplets import QUOTAS, VALUE_QUOTAS, edit_back, postcard_triplets
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,23 @@ def test_tasks_come_in_their_quotas_and_nothing_is_held_out(made):
         for scene in (example.scene, example.edited_scene):
             assert not is_held_out(scene.object, scene.colour, scene.style)
     assert {example.edited_scene.sky for example, _ in made} == set(SKIES)
+
+
+def test_values_come_in_their_quotas():
+    counts = collections.Counter(
+        (edit.task, edit.value)
+        for example, _ in postcard_triplets(1500, seed=3)
+        if example.task != "two"
+        for edit in example.edits
+    )
+    for task, quotas in VALUE_QUOTAS.items():
+        total = sum(counts[task, value] for value in quotas)
+        most = max(quotas, key=quotas.__getitem__)
+        share = quotas[most] / sum(quotas.values())
+        # Skies, grounds and styles never change to what is there already, which is the same for all values.
+        assert counts[task, most] / total == pytest.approx(share, abs=0.12), task
+        assert min(counts[task, value] for value in quotas) > 0
+    assert counts["add", "snowfall"] > 3 * counts["add", "flag"]
 
 
 def test_a_larger_set_begins_with_the_smaller_one(made):
