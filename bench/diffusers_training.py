@@ -6,8 +6,7 @@
 ``--script`` is diffusers' examples/instruct_pix2pix/train_instruct_pix2pix.py as published for the installed version
 or an earlier one; it is not part of the diffusers package. The run is exported by `ip2p export --format hf`, and the
 script trains on the export with nothing but its flags. Rates leave out the first steps, in which either side warms up;
-`whole_s` is everything, from start to exported model, our latent cache and the start of Ray included. On a CPU ours is
-at its best with as many ``--workers`` as threads.
+`whole_s` is everything, from start to exported model, our latent cache and the start of Ray included.
 """
 
 from __future__ import annotations
