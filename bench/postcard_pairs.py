@@ -11,6 +11,7 @@ change and nothing else, layout included (ip2p/evaluation/exact_edits.py).
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import json
 import multiprocessing
@@ -140,9 +141,8 @@ def summarise(found: list[dict], kept: list[dict]) -> dict:
             task: [share([r for r in f if r["task"] == task]) for f in (found, kept)] for task in TASKS
         },
         "by_reason": {
-            reason: [len(of), share(of)]
-            for reason in sorted({r["reason"] for r in found})
-            for of in [[r for r in found if r["reason"] == reason]]
+            reason: [count, share([r for r in found if r["reason"] == reason])]
+            for reason, count in sorted(collections.Counter(r["reason"] for r in found).items())
         },
         "by_p": {
             name: [share([r for r in f if low <= r["p"] < high]) for f in (found, kept)]

@@ -202,13 +202,12 @@ def connect() -> None:
         return
     keep_stdout()
     quiet: dict[str, typing.Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if not private:
+    if private:
+        folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
+    else:
         _join(quiet)
-        atexit.register(_leave)
-        return
-    folder = tempfile.mkdtemp(prefix="ip2p-ray-", dir="/tmp")  # a short path: Ray's sockets must fit into 107 bytes
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    ray.init(address="local", include_dashboard=False, _temp_dir=folder, **quiet)
     atexit.register(_leave)  # registered last, so it runs before the folder goes
 
 

@@ -40,6 +40,7 @@ VALUE_QUOTAS = {
     "season": {"leaves": 2.0, "snow": 1.0, "grass": 0.6},
     "style": {"watercolour": 7.0, "photo": 3.0, "comic": 3.0, "pencil": 2.5, "pixel": 1.0},
 }
+OTHER_OF_TWO = 0.3  # of two edits at once without a value that has a quota, so that those with one get more
 
 
 def postcard_triplets(count: int, seed: int = 0) -> Iterator[tuple[EditExample, str]]:
@@ -67,10 +68,10 @@ def _asked(seed: int, place: int, task: str) -> tuple[EditExample, str] | None:
 
 def _share(example: EditExample) -> float:
     """Of edits to this value (of two at once: to the value that is wanted more), the share that is asked for."""
-    shares = []
-    for edit in example.edits:
-        quotas = VALUE_QUOTAS.get(edit.task)
-        shares.append(quotas[edit.value] / max(quotas.values()) if quotas else 0.3 if example.task == "two" else 1.0)
+    asked = [(VALUE_QUOTAS[edit.task], edit.value) for edit in example.edits if edit.task in VALUE_QUOTAS]
+    shares = [quotas[value] / max(quotas.values()) for quotas, value in asked]
+    if len(asked) < len(example.edits):
+        shares.append(OTHER_OF_TWO if example.task == "two" else 1.0)
     return max(shares)
 
 

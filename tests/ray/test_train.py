@@ -34,6 +34,8 @@ SETTINGS = [
     "learning_rate=1e-4", "keep_checkpoints=3",
 ]  # fmt: skip
 
+TWO_WORKERS = ("--workers", "2", "--threads", "1")
+
 pytestmark = pytest.mark.ray
 
 
@@ -120,7 +122,7 @@ def test_killed_worker_and_killed_driver_leave_the_weights_of_an_undisturbed_run
 @pytest.mark.timeout(600)
 def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_average(inputs, undisturbed, tmp_path):
     output = tmp_path / "edit"
-    out, _ = finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents"))
+    out, _ = finished(start(inputs, output, *TWO_WORKERS, "--cache-latents"))
     assert json.loads(out)["step"] == STEPS
     one = torch.cat([t.flatten() for t in _tensors(undisturbed, tmp_path, "ema-000.safetensors")])
     two = torch.cat([t.flatten() for t in load_file(_checkpoint(output) / "ema-000.safetensors").values()])
@@ -130,9 +132,9 @@ def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_avera
     model = load_edit_model(output / "model", device="cpu")
     averages = read_checkpoint(open_folder(f"{output}/checkpoints"), STEPS).tensors["ema"]
     assert all(torch.equal(averages[name], p) for name, p in model.unet.named_parameters())
-    _, again = finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents"))
+    _, again = finished(start(inputs, output, *TWO_WORKERS, "--cache-latents"))
     assert f"already trained to step {STEPS}" in again
-    finished(start(inputs, output, "--workers", "2", "--threads", "1", "--cache-latents", "--set", "guidance_scale=3"))
+    finished(start(inputs, output, *TWO_WORKERS, "--cache-latents", "--set", "guidance_scale=3"))
     assert load_edit_model(output / "model", device="cpu").guidance_scale == 3.0
     assert finished_steps(open_folder(f"{output}/checkpoints"))[-1] == STEPS
 
@@ -141,7 +143,7 @@ def test_two_workers_from_a_cache_end_where_one_does_and_the_export_is_the_avera
 @pytest.mark.parametrize("flags", [(), ("--shard",)], ids=["each-has-all", "each-has-a-half"])
 def test_two_workers_on_pictures_differ_from_one_by_roundings_alone(inputs, undisturbed, tmp_path, flags):
     output = tmp_path / "edit"
-    finished(start(inputs, output, "--workers", "2", "--threads", "1", *flags))
+    finished(start(inputs, output, *TWO_WORKERS, *flags))
     one = _tensors(undisturbed, tmp_path, "unet-000.safetensors")
     two = load_file(_checkpoint(output) / "unet-000.safetensors").values()
     assert max((a - b).abs().max().item() for a, b in zip(one, two, strict=True)) < 1e-4

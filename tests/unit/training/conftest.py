@@ -14,8 +14,10 @@ from tiny_pairs import write_run
 from ip2p.config import Models
 from ip2p.models.components import TextToImage, load_text_to_image
 from ip2p.training.encoding import PairEncoder
+from ip2p.training.loop import train
 from ip2p.training.loss import NoiseSchedule, noise_schedule
 from ip2p.training.recipe import TrainingRecipe, load_training_recipe
+from ip2p.training.state import TrainingState, start_training
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +80,13 @@ def new_rows() -> type[RandomRows]:
 @pytest.fixture
 def random_rows() -> RandomRows:
     return RandomRows()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    new_unet: typing.Callable[..., typing.Any], recipe: TrainingRecipe, new_rows, schedule: NoiseSchedule
+) -> TrainingState:
+    """A run of all six steps; not to be changed."""
+    state = start_training(new_unet(), recipe)
+    train(state, new_rows(), schedule)
+    return state

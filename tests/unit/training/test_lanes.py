@@ -11,23 +11,16 @@ import torch
 from ip2p.training.lanes import LANE_BYTES, Lanes, lanes_for
 from ip2p.training.loop import micro_batches, train, train_step
 from ip2p.training.order import Order
-from ip2p.training.state import TrainingState, start_training
+from ip2p.training.state import start_training
 from tests.unit.training.test_loop import assert_close, assert_equal
 
 
-@pytest.fixture(scope="module")
-def alone(new_unet, recipe, new_rows, schedule) -> TrainingState:
-    state = start_training(new_unet(), recipe)
-    train(state, new_rows(), schedule)
-    return state
-
-
 @pytest.mark.parametrize("lanes", [2, 3])
-def test_lanes_move_no_more_than_last_bits(alone, new_unet, recipe, random_rows, schedule, lanes):
+def test_lanes_move_no_more_than_last_bits(undisturbed, new_unet, recipe, random_rows, schedule, lanes):
     states = [start_training(new_unet(), recipe) for _ in range(2)]
     for state in states:
         train(state, random_rows, schedule, lanes=lanes)
-    assert_close(alone, states[0], new_unet)
+    assert_close(undisturbed, states[0], new_unet)
     assert_equal(*states)
 
 

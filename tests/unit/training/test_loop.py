@@ -60,14 +60,6 @@ def assert_close(one: TrainingState, two: TrainingState, new_unet: NewUnet) -> N
     assert apart < 0.01 * moved
 
 
-@pytest.fixture(scope="module")
-def undisturbed(new_unet: NewUnet, recipe: TrainingRecipe, new_rows, schedule: NoiseSchedule) -> TrainingState:
-    """A run of all six steps; not to be changed."""
-    state = start_training(new_unet(), recipe)
-    train(state, new_rows(), schedule)
-    return state
-
-
 class Killed(BaseException):
     """Ends a run in the middle of a step, as a signal would."""
 
