@@ -119,6 +119,8 @@ def prepared(args: argparse.Namespace, recipe: TrainingRecipe) -> Work:
         raise InputError("--report-every is at least 1 step, --look-every and --threads at least 0")
     if args.shard and recipe.lora_rank:
         raise InputError("--shard and lora_rank exclude each other; low-rank additions fit on one GPU")
+    if args.shard and recipe.optimizer == "muon":
+        raise InputError("--shard and optimizer=muon exclude each other; it moves whole matrices: use optimizer=adamw")
     if recipe.lora_rank:
         check_peft()
     output, runs = located(args.output), [located(uri) for uri in args.pairs]

@@ -16,6 +16,7 @@ from ip2p.errors import RecipeError
 
 PRECISIONS = ("float32", "bfloat16")
 SCHEDULES = ("constant", "cosine")
+OPTIMIZERS = ("adamw", "muon")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class TrainingRecipe:
     learning_rate: float = 1e-4
     schedule: str = "constant"  # constant | cosine (falls to 0 at the last step); the original is constant
     warmup: int = 0  # steps over which the learning rate rises
+    optimizer: str = "adamw"  # adamw, as in the original | muon (further in fewer steps; a step takes longer)
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0  # 0 = no clipping, as in the original; diffusers clips at 1
     ema_decay: float = 0.9999  # of an optimizer step; the original updates once a micro-batch
@@ -94,6 +96,7 @@ def check_training_recipe(recipe: TrainingRecipe) -> None:
         (recipe.learning_rate > 0, "learning_rate must be above 0"),
         (recipe.schedule in SCHEDULES, f"schedule is {' or '.join(SCHEDULES)}"),
         (recipe.warmup >= 0, "warmup must be at least 0 steps"),
+        (recipe.optimizer in OPTIMIZERS, f"optimizer is {' or '.join(OPTIMIZERS)}"),
         (recipe.weight_decay >= 0, "weight_decay must be at least 0"),
         (recipe.max_grad_norm >= 0, "max_grad_norm must be at least 0 (0 = no clipping)"),
         (0 <= recipe.ema_decay < 1, "ema_decay lies in 0..1, 1 excluded"),

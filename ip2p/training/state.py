@@ -19,10 +19,12 @@ from ip2p.training.checkpoints import Checkpoint, Tensors
 from ip2p.training.ema import Ema, copy_into
 from ip2p.training.lora import add_lora
 from ip2p.training.loss import Forward, memory_format
+from ip2p.training.muon import BUFFER, Muon
 from ip2p.training.recipe import TrainingRecipe
 from ip2p.training.sharding import fill, shard_unet, whole
 
-MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+MOMENTS = ("exp_avg", "exp_avg_sq", "step", BUFFER)
+DEFAULTS = dataclasses.asdict(TrainingRecipe(""))
 MAY_CHANGE = (
     "name", "base", "steps", "micro_batch", "checkpoint_every", "keep_checkpoints", "guidance_scale",
     "image_guidance_scale", "learning_rate", "max_grad_norm", "precision",
@@ -38,7 +40,7 @@ class TrainingState:
     unet: typing.Any
     parameters: dict[str, torch.nn.Parameter]  # those that are trained
     ema: Ema
-    optimizer: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer | Muon
     recipe: TrainingRecipe
     forward: Forward
     step: int = 0  # optimizer steps done
@@ -63,10 +65,16 @@ def start_training(
     if shard_on is not None:
         shard_unet(unet, shard_on)
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    return TrainingState(
+        unet, parameters, Ema(parameters, recipe.ema_decay), _optimizer(parameters, recipe), recipe, forward=unet
     )
-    return TrainingState(unet, parameters, Ema(parameters, recipe.ema_decay), optimizer, recipe, forward=unet)
+
+
+def _optimizer(parameters: dict[str, torch.nn.Parameter], recipe: TrainingRecipe) -> torch.optim.Optimizer | Muon:
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "muon":
+        return Muon(parameters, rate, decay)
+    return torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=decay, fused=True)
 
 
 def as_checkpoint(state: TrainingState, about: Mapping[str, str]) -> Checkpoint:
@@ -77,7 +85,8 @@ def as_checkpoint(state: TrainingState, about: Mapping[str, str]) -> Checkpoint:
     tensors: dict[str, Tensors] = {"unet": dict(state.parameters), "ema": state.ema.averages}
     for moment in MOMENTS:
         of = ((name, state.optimizer.state.get(p, {}).get(moment)) for name, p in state.parameters.items())
-        tensors[f"optimizer_{moment}"] = {name: value for name, value in of if value is not None}
+        if held := {name: value for name, value in of if value is not None}:
+            tensors[f"optimizer_{moment}"] = held
     tensors = {group: {name: whole(value) for name, value in held.items()} for group, held in tensors.items()}
     known = {"recipe": dataclasses.asdict(state.recipe), "about": dict(about)}
     return Checkpoint(state.step, known, tensors)
@@ -95,11 +104,10 @@ def restore(state: TrainingState, checkpoint: Checkpoint, about: Mapping[str, st
     copy_into(state.parameters, checkpoint.tensors["unet"])
     copy_into(state.ema.averages, checkpoint.tensors["ema"])
     for name, parameter in state.parameters.items():
-        moments = {moment: checkpoint.tensors.get(f"optimizer_{moment}", {}).get(name) for moment in MOMENTS}
-        if all(value is not None for value in moments.values()):
-            state.optimizer.state[parameter] = {
-                moment: _laid_out_like(parameter, typing.cast(torch.Tensor, value)) for moment, value in moments.items()
-            }
+        saved = {moment: checkpoint.tensors.get(f"optimizer_{moment}", {}).get(name) for moment in MOMENTS}
+        moments = {moment: _laid_out_like(parameter, value) for moment, value in saved.items() if value is not None}
+        if moments:
+            state.optimizer.state[parameter] = moments
     state.step = checkpoint.step
 
 
@@ -111,7 +119,8 @@ def _laid_out_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor
 
 
 def _check_same_run(checkpoint: Checkpoint, recipe: TrainingRecipe, about: Mapping[str, str]) -> None:
-    was, now = checkpoint.state["recipe"], dataclasses.asdict(recipe)
+    # A field that the run's version did not know yet had what is now its default.
+    was, now = DEFAULTS | checkpoint.state["recipe"], dataclasses.asdict(recipe)
     changed = [
         f"{name} was {was.get(name)!r}, is {now[name]!r}"
         for name in now

@@ -125,6 +125,11 @@ def ports(cluster: Cluster) -> set[int]:
     return found
 
 
+def refusing(cluster: Cluster) -> list[int]:
+    """The ports that speak HTTP and refuse to take a job."""
+    return [port for port in ports(cluster) if asked(f"http://127.0.0.1:{port}{SUBMITS[0]}", job("true"))[0] in REFUSED]
+
+
 @pytest.mark.parametrize("path", READS)
 def test_the_dashboard_answers_with_the_token_alone(cluster, path):
     assert asked(f"{cluster.dashboard}{path}")[0] in REFUSED
@@ -143,6 +148,8 @@ def test_a_job_is_taken_with_the_token_alone(cluster, tmp_path):
 
 
 def test_no_port_of_any_process_runs_a_job_or_tells_anything_without_the_token(cluster, tmp_path):
+    # The agent of a node comes up seconds after its raylet, and all there are to ask should be asked.
+    wait_until(lambda: len(refusing(cluster)) > len(raylets(cluster)), 60, "the dashboard and the agent of each node")
     found = ports(cluster)
     assert {cluster.dashboard_port, cluster.gcs_port} <= found
     open_ = []

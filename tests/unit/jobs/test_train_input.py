@@ -151,3 +151,4 @@ def test_a_base_beside_us_is_named_so_that_workers_find_it(base, pairs, tmp_path
 
 def test_shards_of_low_rank_additions(job):
     assert "--shard and lora_rank exclude each other" in job("--shard", "--set", "lora_rank=4")
+    assert "--shard and optimizer=muon exclude each other" in job("--shard", "--set", "optimizer=muon")
