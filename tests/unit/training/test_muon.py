@@ -89,6 +89,19 @@ def test_weight_decay_shrinks_matrices_too():
     torch.testing.assert_close(plain["wide"] - shrunk["wide"], RATE * DECAY * start["wide"], rtol=1e-3, atol=1e-6)
 
 
+def test_steps_are_those_of_torchs_own_on_plain_matrices():
+    """Which computes in bfloat16, so about a hundredth is between them."""
+    names = ("wide", "tall", "also_wide")
+    ours, theirs = ({name: weights()[name] for name in names} for _ in range(2))
+    moved = stepped(ours, Muon(ours | {"bias": weights()["bias"]}, RATE, DECAY))
+    torchs = torch.optim.Muon(theirs.values(), lr=RATE, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw")
+    expected = stepped(theirs, torchs)
+    for name in names:
+        start = weights()[name].detach()
+        apart = (moved[name] - expected[name]).norm() / (expected[name] - start).norm()
+        assert float(apart) < 0.03, name
+
+
 def test_momentum_carries_on():
     """After the same last gradient, another past leaves another step."""
     one, two = weights(), weights()
