@@ -52,7 +52,7 @@ class Muon:
         if not moved:
             return
         gradients = [typing.cast(torch.Tensor, p.grad) for p in moved]
-        momenta = [self.state[p].setdefault(BUFFER, torch.zeros_like(p)) for p in moved]
+        momenta = [self._momentum(p) for p in moved]
         torch._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
         directions = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
         torch._foreach_mul_(moved, 1 - learning_rate * self.weight_decay)
@@ -61,6 +61,12 @@ class Muon:
             length = learning_rate * STEP_OF_ADAMW * max(updates.shape[1:]) ** 0.5
             for place, update in zip(same, updates, strict=True):
                 moved[place].add_(update.reshape(moved[place].shape), alpha=-length)
+
+    def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
+        held = self.state[matrix]
+        if BUFFER not in held:
+            held[BUFFER] = torch.zeros_like(matrix)
+        return held[BUFFER]
 
 
 def is_matrix(name: str, parameter: torch.Tensor) -> bool:
