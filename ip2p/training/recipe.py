@@ -32,7 +32,7 @@ class TrainingRecipe:
     learning_rate: float = 1e-4
     schedule: str = "constant"  # constant | cosine (falls to 0 at the last step); the original is constant
     warmup: int = 0  # steps over which the learning rate rises
-    optimizer: str = "adamw"  # adamw, as in the original | muon (further in fewer steps; a step takes longer)
+    optimizer: str = "adamw"  # adamw, as in the original | muon, for an edit model trained further
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0  # 0 = no clipping, as in the original; diffusers clips at 1
     ema_decay: float = 0.9999  # of an optimizer step; the original updates once a micro-batch
