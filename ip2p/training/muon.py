@@ -1,9 +1,9 @@
 """Muon: weight matrices move by the orthogonal matrix nearest to their momentum, everything else by AdamW.
 
 Jordan 2024 ("Muon: an optimizer for hidden layers in neural networks"), with steps as long as AdamW's (Liu et al. 2025,
-arXiv 2502.16982, section 2.2), so that one learning rate serves both. It pays where an edit model is trained further, not
-in the first minutes from a text-to-image model (docs/measurements.md). torch.optim.Muon takes two-dimensional weights
-alone, and its bfloat16 is slow on CPUs.
+arXiv 2502.16982, section 2.2), so that one learning rate serves both. It pays where an edit model is trained further,
+not in the first minutes from a text-to-image model (docs/measurements.md). torch.optim.Muon takes two-dimensional
+weights alone, and its bfloat16 is slow on CPUs.
 """
 
 from __future__ import annotations
